@@ -1,0 +1,30 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies;
+
+/// <summary>An execution engine together with the interface that guests are built for: what a sweep compares.</summary>
+public abstract class Strategy
+{
+    /// <summary>Stable id used on the command line and in files.</summary>
+    public abstract string Id { get; }
+
+    /// <summary>One line for <c>virtbench list</c>.</summary>
+    public abstract string Description { get; }
+
+    /// <summary>Short label for figures and tables.</summary>
+    public abstract string Label { get; }
+
+    /// <summary>True when times are computed from a cost model by the simulated CPU.</summary>
+    public abstract bool IsSimulated { get; }
+
+    /// <summary>True when the guest's ring-0 instructions work under this strategy; false for <c>native</c>.</summary>
+    public abstract bool RunsPrivilegedGuests { get; }
+
+    /// <summary>Why this host cannot run the strategy, in one line that says what to do; null when it can.</summary>
+    public abstract string? UnavailableReason();
+
+    /// <summary>Creates an engine for one VM. Call only when <see cref="UnavailableReason"/> is null.</summary>
+    public abstract IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory);
+}

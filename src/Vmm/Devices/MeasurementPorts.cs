@@ -1,0 +1,94 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Vmm.Devices;
+
+/// <summary>
+/// The measurement ports: <c>out 0xB0, eax</c> begins region eax; <c>out 0xB4, eax</c> ends it with the low half of the
+/// work units done, after an optional <c>out 0xB8, eax</c> with the high half. Regions do not nest.
+/// </summary>
+public sealed class MeasurementPorts : IIoDevice
+{
+    /// <summary>Begin port.</summary>
+    public const ushort Begin = 0xB0;
+
+    /// <summary>End port.</summary>
+    public const ushort End = 0xB4;
+
+    /// <summary>Port for bits 32–63 of the units.</summary>
+    public const ushort UnitsHigh = 0xB8;
+
+    /// <summary>Most regions kept: a hostile guest must not eat the host's memory.</summary>
+    public const int MaximumRegions = 4096;
+
+    private readonly IEngineClock _clock;
+    private readonly TrapLedger _ledger;
+    private readonly VirtualCpu _cpu;
+    private readonly List<MeasuredRegion> _regions = [];
+    private bool _open;
+    private uint _id;
+    private uint _unitsHigh;
+    private LedgerSnapshot? _before;
+    private ulong _ticksBefore;
+    private double _startNanoseconds;
+
+    /// <summary>Creates the device for one VM.</summary>
+    public MeasurementPorts(VirtualCpu cpu, IEngineClock clock, TrapLedger ledger)
+    {
+        _cpu = cpu;
+        _clock = clock;
+        _ledger = ledger;
+    }
+
+    /// <summary>Finished regions in order.</summary>
+    public IReadOnlyList<MeasuredRegion> Regions => _regions;
+
+    /// <inheritdoc/>
+    public uint Read(ushort port, int size) => size == 4 ? uint.MaxValue : (1u << (8 * size)) - 1;
+
+    /// <inheritdoc/>
+    public void Write(ushort port, int size, uint value)
+    {
+        switch (port)
+        {
+            case Begin when size == 4:
+                _open = true;
+                _id = value;
+                _unitsHigh = 0;
+                _before = _ledger.Snapshot();
+                // The last things read, so that the VMM's own work before it is not the region's.
+                _ticksBefore = _clock.Ticks;
+                _startNanoseconds = _clock.Nanoseconds;
+                break;
+            case UnitsHigh when size == 4:
+                _unitsHigh = value;
+                break;
+            case End when size == 4 && _open:
+                double end = _clock.Nanoseconds;
+                ulong ticks = _clock.Ticks;
+                _open = false;
+                if (_regions.Count == MaximumRegions)
+                {
+                    throw new GuestFailureException(
+                        $"the guest has measured {MaximumRegions} regions, the most that are kept; use fewer and longer ones"
+                    );
+                }
+
+                _regions.Add(
+                    new MeasuredRegion(
+                        _id,
+                        ((ulong)_unitsHigh << 32) | value,
+                        end - _startNanoseconds,
+                        ticks - _ticksBefore,
+                        _ledger.Snapshot().Since(_before!)
+                    )
+                );
+                break;
+            default:
+                throw new GuestFailureException(
+                    $"a write of {size} bytes to measurement port 0x{port:X} at RIP 0x{_cpu.Rip:X}: regions begin with a "
+                        + "doubleword to 0xB0 and end with one to 0xB4, in that order"
+                );
+        }
+    }
+}

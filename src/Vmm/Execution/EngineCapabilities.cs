@@ -1,0 +1,40 @@
+namespace VirtBench.Vmm.Execution;
+
+/// <summary>A sensitive instruction that does not trap under an engine, so that the guest sees something untrue.</summary>
+/// <param name="Instruction">Mnemonic, lower case.</param>
+/// <param name="Effect">What the guest gets instead of the right answer, in half a sentence.</param>
+public sealed record VirtualizationHole(string Instruction, string Effect);
+
+/// <summary>What an engine can and cannot do; the same for its whole life.</summary>
+public sealed record EngineCapabilities
+{
+    /// <summary>Sensitive instructions that are executed without the VMM seeing them. Empty for a faithful engine.</summary>
+    public IReadOnlyList<VirtualizationHole> Holes { get; init; } = [];
+
+    /// <summary>RDTSC and RDTSCP exit to the VMM.</summary>
+    public bool TrapsTimeStampCounter { get; init; }
+
+    /// <summary>Guest ring-0 instructions exit or fault as on a deprivileged CPU; false when they simply execute.</summary>
+    public bool TrapsPrivilegedInstructions { get; init; }
+
+    /// <summary>Lowest linear address a guest may map, in bytes.</summary>
+    public ulong LowestAddress { get; init; }
+
+    /// <summary>First linear address a guest may not map; 0 means the whole canonical range is free.</summary>
+    public ulong AddressLimit { get; init; }
+
+    /// <summary>
+    /// Ticks of the engine's clock that one exit spends in the world switch out of the guest; null where it cannot be
+    /// told apart (a real CPU stamps neither side of a signal).
+    /// </summary>
+    public double? SwitchOutTicks { get; init; }
+
+    /// <summary>As <see cref="SwitchOutTicks"/>, for the way back in.</summary>
+    public double? SwitchInTicks { get; init; }
+
+    /// <summary>True when times are computed from a cost model, false when they are measured on the host.</summary>
+    public bool ComputedTime { get; init; }
+
+    /// <summary>Where this engine's times come from, for tables and figures: "measured: …" or "computed: …".</summary>
+    public required string TimeSource { get; init; }
+}

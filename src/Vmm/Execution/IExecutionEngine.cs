@@ -1,0 +1,73 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Vmm.Execution;
+
+/// <summary>
+/// What executes guest code: to a guest what KVM_RUN is to a vCPU. One engine serves one <see cref="VirtualCpu"/> and one
+/// <see cref="GuestMemory"/>, given at its creation. Except for <see cref="Kick"/>, members are called by one thread at a
+/// time.
+/// </summary>
+/// <remarks>
+/// An engine may serve anything without leaving guest code, as long as the state that the core sees afterwards is what
+/// the core's own emulation would have left.
+/// </remarks>
+public interface IExecutionEngine : IDisposable
+{
+    /// <summary>What traps under this engine, what does not, and where guests may map memory. Constant for its life.</summary>
+    EngineCapabilities Capabilities { get; }
+
+    /// <summary>The time that the guest's TSC and every measurement are taken from.</summary>
+    IEngineClock Clock { get; }
+
+    /// <summary>
+    /// VM entry … VM exit. On entry the general registers, RIP and RFLAGS of the CPU block are the guest's; on return
+    /// they are again (RFLAGS keeps the core's virtual <see cref="Rflags.Privileged"/> bits). There is no pending event on
+    /// entry: the core has delivered it. The interrupt shadow is the core's to keep.
+    /// </summary>
+    /// <returns>Never a reason of which the guest has seen half: every exit leaves the guest between two instructions.</returns>
+    VmExit Run();
+
+    /// <summary>
+    /// From any thread: makes a <see cref="Run"/> that is under way, or else the next one, return soon with
+    /// <see cref="VmExitReason.Interrupted"/>. Kicks do not add up. Safe after disposal, when it does nothing.
+    /// </summary>
+    void Kick();
+
+    /// <summary>
+    /// Answers a <see cref="VmExitReason.PageFault"/>: enters one mapping into the shadow page table before the next
+    /// <see cref="Run"/>. An engine may map less than the page, as long as it covers the faulting address, but never more
+    /// rights than stated.
+    /// </summary>
+    /// <returns>Null, or one line that says why a guest cannot map this address under this engine.</returns>
+    string? Map(in ShadowPage page);
+
+    /// <summary>
+    /// CR3 was written, or a bit of CR0, CR4 or EFER that governs paging: mappings derived from the guest's tables are no
+    /// longer valid (global ones too: the platform lets an engine drop them).
+    /// </summary>
+    void SwitchAddressSpace();
+
+    /// <summary>INVLPG: the mapping of the page that holds this linear address is no longer valid.</summary>
+    void InvalidatePage(ulong address);
+
+    /// <summary>Brings state that the engine holds lazily (x87, MXCSR and XMM; FS and GS base) into the CPU.</summary>
+    void SaveLazyState();
+
+    /// <summary>The core has changed state that the engine holds lazily: take it from the CPU at the next entry.</summary>
+    void LoadLazyState();
+}
+
+/// <summary>One mapping that the guest's page tables grant.</summary>
+/// <param name="Address">Linear address that faulted.</param>
+/// <param name="PageStart">Linear address of the first byte of the guest's page.</param>
+/// <param name="PhysicalStart">Guest-physical address of the page's first byte.</param>
+/// <param name="Length">Bytes in the guest's page: 4 KiB, 2 MiB or 1 GiB. Part of it may lie outside RAM.</param>
+/// <param name="Access">Rights at this moment: Write is left out while the leaf's Dirty bit is clear.</param>
+public readonly record struct ShadowPage(
+    ulong Address,
+    ulong PageStart,
+    ulong PhysicalStart,
+    ulong Length,
+    PageAccess Access
+);

@@ -1,0 +1,289 @@
+using System.Diagnostics;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Devices;
+using VirtBench.Vmm.Emulation;
+using VirtBench.Vmm.Interrupts;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Vmm.Execution;
+
+/// <summary>Creates the engine of a VM. The engine is disposed with the VM.</summary>
+public delegate IExecutionEngine EngineFactory(VirtualCpu cpu, GuestMemory memory);
+
+/// <summary>
+/// A virtual machine: CPU, memory, devices and the run loop, which is the only place that dispatches on an exit.
+/// </summary>
+public sealed class VirtualMachine : IDisposable
+{
+    private readonly IExecutionEngine _engine;
+    private readonly InstructionEmulator _emulator;
+    private readonly EventDelivery _delivery;
+    private readonly ExitPort _exitPort = new();
+    private readonly MeasurementPorts _measurement;
+
+    /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
+    /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
+    /// <param name="createEngine">The strategy's engine.</param>
+    /// <param name="strict">End the guest when it touches a port or address that nothing answers.</param>
+    public VirtualMachine(ulong ramBytes, EngineFactory createEngine, bool strict = false)
+    {
+        Memory = new GuestMemory(ramBytes);
+        Cpu = new VirtualCpu();
+        try
+        {
+            _engine = createEngine(Cpu, Memory);
+        }
+        catch
+        {
+            Cpu.Dispose();
+            Memory.Dispose();
+            throw;
+        }
+
+        Ports = new IoBus { Strict = strict };
+        Serial = new SerialPort();
+        _measurement = new MeasurementPorts(Cpu, _engine.Clock, Ledger);
+        Ports.Attach(Serial, SerialPort.FirstPort, SerialPort.PortCount);
+        Ports.Attach(_exitPort, ExitPort.Port, 1);
+        Ports.Attach(_measurement, MeasurementPorts.Begin, 12);
+        _emulator = new InstructionEmulator(Cpu, Memory, Ports, _engine);
+        _delivery = new EventDelivery(Cpu, Memory, _engine);
+    }
+
+    /// <summary>The virtual CPU.</summary>
+    public VirtualCpu Cpu { get; }
+
+    /// <summary>Guest RAM.</summary>
+    public GuestMemory Memory { get; }
+
+    /// <summary>The I/O ports.</summary>
+    public IoBus Ports { get; }
+
+    /// <summary>The console.</summary>
+    public SerialPort Serial { get; }
+
+    /// <summary>The account of exits.</summary>
+    public TrapLedger Ledger { get; } = new();
+
+    /// <summary>The engine's capabilities.</summary>
+    public EngineCapabilities Capabilities => _engine.Capabilities;
+
+    /// <summary>The engine's clock.</summary>
+    public IEngineClock Clock => _engine.Clock;
+
+    /// <summary>Regions that the guest has measured so far.</summary>
+    public IReadOnlyList<MeasuredRegion> Regions => _measurement.Regions;
+
+    /// <summary>Puts an image and the boot tables into memory.</summary>
+    /// <exception cref="GuestImageException">The image does not fit.</exception>
+    public void Load(GuestImage image, BootOptions options) =>
+        BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+
+    /// <summary>
+    /// Runs the guest until it ends, fails, or the time is over. Runs on the calling thread; a later call goes on where a
+    /// timed-out or cancelled one stopped.
+    /// </summary>
+    /// <param name="timeout">Wall-clock limit; null for none.</param>
+    /// <param name="cancellation">Kicks the guest out when signalled.</param>
+    public RunOutcome Run(TimeSpan? timeout = null, CancellationToken cancellation = default)
+    {
+        using CancellationTokenSource? deadline = timeout is { } limit ? new CancellationTokenSource(limit) : null;
+        using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
+        using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
+        try
+        {
+            return RunLoop(deadline?.Token ?? default, cancellation);
+        }
+        catch (GuestFailureException failure)
+        {
+            return new RunOutcome(RunEnd.Failed, 0, failure.Message);
+        }
+        finally
+        {
+            _engine.SaveLazyState();
+        }
+    }
+
+    private RunOutcome RunLoop(CancellationToken deadline, CancellationToken cancellation)
+    {
+        IEngineClock clock = _engine.Clock;
+        for (; ; )
+        {
+            if (Cpu.PendingEvent.Kind != GuestEventKind.None)
+            {
+                GuestEvent pending = Cpu.PendingEvent;
+                Cpu.PendingEvent = default;
+                _delivery.Deliver(pending);
+            }
+
+            if (Cpu.Halted)
+            {
+                throw new GuestFailureException(
+                    $"the guest executed HLT before RIP 0x{Cpu.Rip:X} and no device of it can raise an interrupt to wake it"
+                );
+            }
+
+            VmExit exit = _engine.Run();
+            ulong seen = clock.Ticks;
+            TrapReason reason;
+            ulong dispatched;
+            switch (exit.Reason)
+            {
+                case VmExitReason.PrivilegedInstruction:
+                    if (!_emulator.TryDecode(out reason, out GuestEvent fetchFault))
+                    {
+                        reason = TrapReason.GuestException;
+                        Cpu.PendingEvent = fetchFault;
+                        dispatched = clock.Ticks;
+                        break;
+                    }
+
+                    dispatched = clock.Ticks;
+                    Emulate();
+                    if (_exitPort.Status is { } status)
+                    {
+                        return new RunOutcome(RunEnd.Exited, status, null);
+                    }
+
+                    break;
+
+                case VmExitReason.PageFault:
+                    reason = HandlePageFault(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.Exception:
+                    reason = TrapReason.GuestException;
+                    dispatched = clock.Ticks;
+                    Cpu.PendingEvent = GuestEvent.Exception(exit.Vector, exit.ErrorCode);
+                    break;
+
+                case VmExitReason.SystemCall:
+                    reason = TrapReason.SystemCall;
+                    dispatched = clock.Ticks;
+                    SystemCalls.Enter(Cpu);
+                    break;
+
+                case VmExitReason.Interrupted:
+                    reason = TrapReason.Kick;
+                    dispatched = clock.Ticks;
+                    if (cancellation.IsCancellationRequested)
+                    {
+                        return new RunOutcome(RunEnd.Cancelled, 0, "cancelled");
+                    }
+
+                    if (deadline.IsCancellationRequested)
+                    {
+                        return new RunOutcome(
+                            RunEnd.TimedOut,
+                            0,
+                            $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}"
+                        );
+                    }
+
+                    break;
+
+                case VmExitReason.Failed:
+                    return new RunOutcome(RunEnd.Failed, 0, exit.Message);
+
+                default:
+                    throw new UnreachableException($"exit reason {exit.Reason}");
+            }
+
+            clock.ChargeEmulation(reason);
+            Ledger.Record(reason, dispatched - seen, clock.Ticks - dispatched);
+        }
+    }
+
+    private void Emulate()
+    {
+        switch (_emulator.Emulate(out GuestEvent guestEvent))
+        {
+            case EmulationResult.Event:
+                Cpu.PendingEvent = guestEvent;
+                break;
+            case EmulationResult.Halted:
+                Cpu.Halted = true;
+                break;
+        }
+    }
+
+    /// <summary>Hidden fault, true fault or an address without RAM: the guest's own tables decide.</summary>
+    private TrapReason HandlePageFault(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        PageAccess access = exit.Access | (Cpu.Cpl == 3 ? PageAccess.User : 0);
+        if (!PageWalker.IsCanonical(exit.Address))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = GuestEvent.Exception(Vector.GeneralProtection);
+            return TrapReason.GuestException;
+        }
+
+        Translation translation = PageWalker.Walk(Cpu, Memory, exit.Address, access);
+        if (translation.Fault)
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = GuestEvent.PageFault(exit.Address, translation.ErrorCode);
+            return TrapReason.GuestPageFault;
+        }
+
+        if (!Memory.Contains(translation.PhysicalAddress, 1))
+        {
+            return HandleAbsentMemory(exit, translation.PhysicalAddress, clock, out dispatched);
+        }
+
+        dispatched = clock.Ticks;
+        ulong length = 1UL << translation.PageShift;
+        ulong offset = exit.Address & (length - 1);
+        bool supervisorWritesReadOnly = Cpu.Cpl != 3 && (Cpu.Cr0 & Cr0.Wp) == 0;
+        bool writable =
+            translation.Dirty && ((translation.Permissions & PageAccess.Write) != 0 || supervisorWritesReadOnly);
+        string? refusal = _engine.Map(
+            new ShadowPage(
+                exit.Address,
+                exit.Address - offset,
+                translation.PhysicalAddress - offset,
+                length,
+                (translation.Permissions & ~PageAccess.Write) | (writable ? PageAccess.Write : 0)
+            )
+        );
+        return refusal is null ? TrapReason.HiddenPageFault : throw new GuestFailureException(refusal);
+    }
+
+    private TrapReason HandleAbsentMemory(in VmExit exit, ulong physical, IEngineClock clock, out ulong dispatched)
+    {
+        if ((exit.Access & PageAccess.Execute) != 0)
+        {
+            throw new GuestFailureException(
+                $"the guest fetches an instruction at 0x{exit.Address:X}, guest-physical 0x{physical:X}, where there is no RAM"
+            );
+        }
+
+        if (Ports.Strict)
+        {
+            throw new GuestFailureException(
+                $"the guest accesses guest-physical 0x{physical:X}, where there is neither RAM nor a device, at RIP "
+                    + $"0x{Cpu.Rip:X} (--strict)"
+            );
+        }
+
+        if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = fetchFault;
+            return TrapReason.GuestException;
+        }
+
+        dispatched = clock.Ticks;
+        Emulate();
+        return TrapReason.Mmio;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        _engine.Dispose();
+        Memory.Dispose();
+        Cpu.Dispose();
+    }
+}

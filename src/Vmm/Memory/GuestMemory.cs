@@ -1,0 +1,165 @@
+using System.ComponentModel;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using VirtBench.Vmm.Native;
+
+namespace VirtBench.Vmm.Memory;
+
+/// <summary>Told when the VMM itself (not guest code) writes guest RAM, so that cached translations can be dropped.</summary>
+public interface IMemoryWriteObserver
+{
+    /// <summary>Bytes <paramref name="address"/> … +<paramref name="length"/> − 1 of guest-physical memory have changed.</summary>
+    void MemoryWritten(ulong address, ulong length);
+}
+
+/// <summary>
+/// Guest RAM, guest-physical 0 … <see cref="Size"/> − 1. On Linux a memfd whose size is sealed, so that processes that
+/// map it (the carrier, /dev/kvm) can never be made to fault by a resize; elsewhere ordinary zeroed memory.
+/// </summary>
+/// <remarks>
+/// A guest may run in another process and write at any moment: a value that decides something is read once, into a local.
+/// </remarks>
+public sealed unsafe class GuestMemory : IDisposable
+{
+    /// <summary>Bytes in a page.</summary>
+    public const ulong PageSize = 4096;
+
+    /// <summary>Least RAM a VM may have: 1 MiB.</summary>
+    public const ulong MinimumSize = 1UL << 20;
+
+    /// <summary>Most RAM a VM may have: 16 GiB.</summary>
+    public const ulong MaximumSize = 16UL << 30;
+
+    private byte* _base;
+
+    /// <summary>Allocates zeroed RAM.</summary>
+    /// <param name="size">Bytes: a multiple of the page size between 1 MiB and 16 GiB.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The size is not such a value.</exception>
+    /// <exception cref="Win32Exception">The host refuses the memory.</exception>
+    public GuestMemory(ulong size)
+    {
+        if (size is < MinimumSize or > MaximumSize || size % PageSize != 0)
+        {
+            throw new ArgumentOutOfRangeException(nameof(size), size, "guest RAM is 1 MiB to 16 GiB in whole pages");
+        }
+
+        Size = size;
+        if (OperatingSystem.IsLinux())
+        {
+            FileDescriptor = Linux.MemfdCreate("virtbench-ram", Linux.MfdCloexec | Linux.MfdAllowSealing);
+            if (
+                FileDescriptor < 0
+                || Linux.Ftruncate(FileDescriptor, (long)size) != 0
+                || Linux.Fcntl(FileDescriptor, Linux.FAddSeals, Linux.SealShrink | Linux.SealGrow | Linux.SealSeal) != 0
+            )
+            {
+                throw new Win32Exception(Marshal.GetLastPInvokeError(), "cannot create a memfd for guest RAM");
+            }
+
+            nint mapped = Linux.Mmap(
+                0,
+                (nuint)size,
+                Linux.ProtRead | Linux.ProtWrite,
+                Linux.MapShared | Linux.MapNoreserve,
+                FileDescriptor,
+                0
+            );
+            if (mapped == -1)
+            {
+                throw new Win32Exception(Marshal.GetLastPInvokeError(), $"cannot map {size} bytes of guest RAM");
+            }
+
+            _base = (byte*)mapped;
+        }
+        else
+        {
+            FileDescriptor = -1;
+            _base = (byte*)NativeMemory.AlignedAlloc((nuint)size, (nuint)PageSize);
+            NativeMemory.Clear(_base, (nuint)size);
+        }
+    }
+
+    /// <summary>Bytes of RAM.</summary>
+    public ulong Size { get; }
+
+    /// <summary>The memfd that holds RAM at offset 0, or −1 where the host has none.</summary>
+    public int FileDescriptor { get; }
+
+    /// <summary>Host address of guest-physical 0. Index it only with addresses checked by <see cref="Contains"/>.</summary>
+    public byte* Base => _base;
+
+    /// <summary>Told of every write made through this class; null when no engine caches code.</summary>
+    public IMemoryWriteObserver? WriteObserver { get; set; }
+
+    /// <summary>True when the whole range is RAM; never overflows.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public bool Contains(ulong address, ulong length) => address < Size && length <= Size - address;
+
+    /// <summary>Reads an unaligned little-endian value of guest-physical memory.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    public T Read<T>(ulong address)
+        where T : unmanaged
+    {
+        Check(address, (ulong)sizeof(T));
+        return Unsafe.ReadUnaligned<T>(_base + address);
+    }
+
+    /// <summary>Writes an unaligned little-endian value of guest-physical memory.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    public void Write<T>(ulong address, T value)
+        where T : unmanaged
+    {
+        Check(address, (ulong)sizeof(T));
+        Unsafe.WriteUnaligned(_base + address, value);
+        WriteObserver?.MemoryWritten(address, (ulong)sizeof(T));
+    }
+
+    /// <summary>Copies guest-physical memory out.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    public void Read(ulong address, Span<byte> destination)
+    {
+        Check(address, (ulong)destination.Length);
+        new ReadOnlySpan<byte>(_base + address, destination.Length).CopyTo(destination);
+    }
+
+    /// <summary>Copies bytes into guest-physical memory.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    public void Write(ulong address, ReadOnlySpan<byte> source)
+    {
+        Check(address, (ulong)source.Length);
+        source.CopyTo(new Span<byte>(_base + address, source.Length));
+        WriteObserver?.MemoryWritten(address, (ulong)source.Length);
+    }
+
+    private void Check(ulong address, ulong length)
+    {
+        if (!Contains(address, length))
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(address),
+                $"guest-physical 0x{address:X}, {length} bytes, is outside RAM of 0x{Size:X} bytes"
+            );
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        if (_base is null)
+        {
+            return;
+        }
+
+        if (OperatingSystem.IsLinux())
+        {
+            _ = Linux.Munmap((nint)_base, (nuint)Size);
+            _ = Linux.Close(FileDescriptor);
+        }
+        else
+        {
+            NativeMemory.AlignedFree(_base);
+        }
+
+        _base = null;
+    }
+}

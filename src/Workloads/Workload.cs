@@ -1,0 +1,68 @@
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Workloads;
+
+/// <summary>What a workload's program is built for. Run-time values (units) are boot parameters, not part of the image.</summary>
+/// <param name="TrapsPerUnit">k: sensitive instructions per work unit; 0 is the control.</param>
+/// <param name="FillerInstructions">
+/// Instructions one work unit executes besides the k sensitive ones, loop control included: exactly this many for every k.
+/// </param>
+public sealed record WorkloadOptions(int TrapsPerUnit, int FillerInstructions);
+
+/// <summary>
+/// A guest program with a work unit that holds k sensitive instructions and is otherwise the same for every k. Boot
+/// parameters: [0] units to warm up with outside the region, [1] units to measure.
+/// </summary>
+public abstract class Workload
+{
+    /// <summary>Region id of the measured region.</summary>
+    public const uint MeasuredRegionId = 1;
+
+    /// <summary>Stable id used on the command line and in files.</summary>
+    public abstract string Id { get; }
+
+    /// <summary>One line for <c>virtbench list</c>.</summary>
+    public abstract string Description { get; }
+
+    /// <summary>The sensitive instruction as an assembler writes it, or null when there is none (<c>compute</c>).</summary>
+    public abstract string? SensitiveInstruction { get; }
+
+    /// <summary>How the ledger counts the sensitive instruction's traps; null when there is none.</summary>
+    public abstract TrapReason? ExpectedTrap { get; }
+
+    /// <summary>True when the region executes instructions that ring 3 may not; such a workload cannot run natively.</summary>
+    public abstract bool NeedsPrivilege { get; }
+
+    /// <summary>Largest k that a unit of this workload has room for.</summary>
+    public virtual int MaximumTrapsPerUnit => 64;
+
+    /// <summary>Filler instructions per unit in the standard sweep.</summary>
+    public abstract int DefaultFiller { get; }
+
+    /// <summary>Whether, under an engine with these capabilities, each sensitive instruction is expected to trap.</summary>
+    public virtual bool TrapsUnder(EngineCapabilities capabilities) =>
+        ExpectedTrap switch
+        {
+            null => false,
+            TrapReason.TimeStampCounter => capabilities.TrapsTimeStampCounter,
+            _ => capabilities.TrapsPrivilegedInstructions,
+        };
+
+    /// <summary>Assembles the program.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">k or the filler does not fit; the message says the limits.</exception>
+    public abstract GuestImage Build(WorkloadOptions options);
+}
+
+/// <summary>What a workload leaves in guest memory when it ends.</summary>
+/// <param name="Checksum">Result of the work done; equal on every strategy for the same options and units.</param>
+/// <param name="TscTicks">TSC difference that the guest itself took around the region markers.</param>
+public readonly record struct WorkloadResult(ulong Checksum, ulong TscTicks)
+{
+    /// <summary>Guest-physical address of the result block: checksum, then TSC ticks, 8 bytes each.</summary>
+    public const ulong Address = 0x3_0000;
+
+    /// <summary>Reads the block from guest RAM.</summary>
+    public static WorkloadResult Read(Vmm.Memory.GuestMemory memory) =>
+        new(memory.Read<ulong>(Address), memory.Read<ulong>(Address + 8));
+}
