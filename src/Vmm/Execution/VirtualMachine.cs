@@ -91,6 +91,7 @@ public sealed class VirtualMachine : IDisposable
         using CancellationTokenSource? deadline = timeout is { } limit ? new CancellationTokenSource(limit) : null;
         using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
         using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
+        _engine.AttachThread();
         try
         {
             return RunLoop(deadline?.Token ?? default, cancellation);
@@ -102,6 +103,7 @@ public sealed class VirtualMachine : IDisposable
         finally
         {
             _engine.SaveLazyState();
+            _engine.DetachThread();
         }
     }
 
