@@ -31,9 +31,9 @@ internal sealed record DirectExecutionOptions
 internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingSink
 {
     // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
-    // which ring 0 never sees.
+    // which ring 0 never sees. RF is left out because every fault sets it in the image that the CPU saves.
     private const ulong GuestFlags =
-        Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Rf | Rflags.Id;
+        Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Id;
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
