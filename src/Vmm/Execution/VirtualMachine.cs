@@ -97,6 +97,7 @@ public sealed class VirtualMachine : IDisposable
             : null;
         using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
         using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
+        _engine.AttachThread();
         try
         {
             return RunLoop(deadline?.Token ?? default, cancellation);
@@ -108,6 +109,7 @@ public sealed class VirtualMachine : IDisposable
         finally
         {
             _engine.SaveLazyState();
+            _engine.DetachThread();
         }
     }
 
