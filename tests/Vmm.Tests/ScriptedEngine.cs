@@ -1,6 +1,5 @@
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
-using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Vmm.Tests;
 

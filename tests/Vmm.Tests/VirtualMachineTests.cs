@@ -1,7 +1,5 @@
 using VirtBench.Vmm.Boot;
-using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
-using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Vmm.Tests;
 
@@ -21,9 +19,9 @@ public sealed class VirtualMachineTests : IDisposable
         // cli; sti; rdtsc; mov rax,cr3; mov cr3,rax; mov al,0x41 is left out: al holds what cr3 gave; out 0xF4, al
         VirtualMachine vm = Boot([0xFA, 0xFB, 0x0F, 0x31, 0x0F, 0x20, 0xD8, 0x0F, 0x22, 0xD8, 0xE6, 0xF4]);
 
-        RunOutcome outcome = vm.Run();
+        RunOutcome outcome = Run(vm);
 
-        Assert.Equal(new RunOutcome(RunEnd.Exited, (byte)PhysicalLayout.PageTables, null), outcome);
+        Assert.Equal(new RunOutcome(RunEnd.Exited, unchecked((byte)PhysicalLayout.PageTables), null), outcome);
         Assert.Equal(2, vm.Ledger.Count(TrapReason.InterruptFlag));
         Assert.Equal(1, vm.Ledger.Count(TrapReason.TimeStampCounter));
         Assert.Equal(1, vm.Ledger.Count(TrapReason.ControlRegister));
@@ -31,6 +29,9 @@ public sealed class VirtualMachineTests : IDisposable
         Assert.Equal(1, vm.Ledger.Count(TrapReason.PortIo));
         Assert.Contains("switch", _engine.Calls);
     }
+
+    private static RunOutcome Run(VirtualMachine vm, TimeSpan? timeout = null) =>
+        vm.Run(timeout, TestContext.Current.CancellationToken);
 
     private VirtualMachine Boot(byte[] code, bool strict = false)
     {
