@@ -14,7 +14,10 @@ internal static class CommandLine
         if (parsed.Errors.Count > 0)
         {
             string command = string.Join(' ', CommandPath(parsed.CommandResult).Prepend("virtbench"));
-            terminal.Error.WriteLine($"virtbench: {OneLine(parsed.Errors[0].Message)} See '{command} --help'.");
+            string what = parsed.UnmatchedTokens is [var token, ..]
+                ? $"there is no '{token}' here."
+                : OneLine(parsed.Errors[0].Message);
+            terminal.Error.WriteLine($"virtbench: {what} See '{command} --help'.");
             return ExitCode.Usage;
         }
 
