@@ -81,7 +81,9 @@ internal sealed unsafe class CarrierCalibration : IDisposable
         double elapsed = HostClock.Instance.Nanoseconds - start;
         return _skipping.Control->Signal == Linux.SigIll
             ? elapsed / count
-            : throw new CarrierException($"the calibration loop ended with signal {_skipping.Control->Signal}, not at its UD2");
+            : throw new CarrierException(
+                $"the calibration loop ended with signal {_skipping.Control->Signal}, not at its UD2"
+            );
     }
 
     // R15 traps, then UD2, whose SIGILL goes to the VMM.

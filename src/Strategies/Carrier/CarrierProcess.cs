@@ -269,7 +269,14 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
         SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress);
         *(ulong*)Scratch = 0;
-        Call(Linux.SysRtSigprocmask, 2 /* SIG_SETMASK */, ScratchAddress, 0, 8);
+        Call(
+            Linux.SysRtSigprocmask,
+            2 /* SIG_SETMASK */
+            ,
+            ScratchAddress,
+            0,
+            8
+        );
         if (options.TrapTimeStampCounter)
         {
             Call(Linux.SysPrctl, Linux.PrSetTsc, Linux.PrTscSigsegv);
@@ -340,12 +347,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
         }
 
         Call(Linux.SysPrctl, Linux.PrSetNoNewPrivs, 1);
-        Call(
-            Linux.SysSeccomp,
-            Linux.SeccompSetModeFilter,
-            Linux.SeccompFilterFlagSpecAllow,
-            ScratchAddress
-        );
+        Call(Linux.SysSeccomp, Linux.SeccompSetModeFilter, Linux.SeccompFilterFlagSpecAllow, ScratchAddress);
     }
 
     // ------------------------------------------------------------------------------------------------ death

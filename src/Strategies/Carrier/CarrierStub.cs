@@ -263,6 +263,8 @@ internal sealed class CarrierStub
         Label done = _a.CreateLabel();
         Label failed = _a.CreateLabel();
         Label known = _a.CreateLabel();
+        Label finished = _a.CreateLabel();
+        Label touch = _a.CreateLabel();
         _a.Label(ref _batch);
         _a.cmp(eax, CarrierState.Batch);
         _a.je(known);
@@ -286,13 +288,25 @@ internal sealed class CarrierStub
         _a.mov(r10, Entry(nameof(BatchEntry.A3)));
         _a.mov(r8, Entry(nameof(BatchEntry.A4)));
         _a.mov(r9, Entry(nameof(BatchEntry.A5)));
+        _a.test(rax, rax);
+        _a.js(touch);
         _a.syscall();
         _a.mov(Entry(nameof(BatchEntry.Result)), rax);
         _a.cmp(rax, -4096);
         _a.ja(failed);
+        _a.Label(ref finished);
         _a.add(r12, Marshal.SizeOf<BatchEntry>());
         _a.dec(r13d);
         _a.jmp(next);
+
+        // BatchEntry.Touch: read a byte at A0 and at every fault-around boundary up to A1.
+        _a.Label(ref touch);
+        _a.mov(cl, __byte_ptr[rdi]);
+        _a.add(rdi, CarrierLayout.FaultAround);
+        _a.and(rdi, -CarrierLayout.FaultAround);
+        _a.cmp(rdi, rsi);
+        _a.jb(touch);
+        _a.jmp(finished);
 
         _a.Label(ref failed);
         _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.BatchFailed);

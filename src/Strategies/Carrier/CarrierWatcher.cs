@@ -82,7 +82,11 @@ internal static unsafe class CarrierWatcher
                 foreach (Linux.PollFd fd in polled.AsSpan(1))
                 {
                     // A descriptor may have been closed and used again for another carrier since: ask that one itself.
-                    if (fd.Revents != 0 && Watched.TryGetValue(fd.Fd, out CarrierProcess? carrier) && carrier.HasEnded())
+                    if (
+                        fd.Revents != 0
+                        && Watched.TryGetValue(fd.Fd, out CarrierProcess? carrier)
+                        && carrier.HasEnded()
+                    )
                     {
                         _ = Watched.Remove(fd.Fd);
                         carrier.ReportDeath();

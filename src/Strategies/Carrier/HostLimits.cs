@@ -20,7 +20,8 @@ internal static class HostLimits
             ulong host = ulong.Parse(File.ReadAllText("/proc/sys/vm/mmap_min_addr"), CultureInfo.InvariantCulture);
             return Math.Max(PlatformLowest, (host + 0xFFF) & ~0xFFFUL);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or FormatException or OverflowException)
+        catch (Exception e)
+            when (e is IOException or UnauthorizedAccessException or FormatException or OverflowException)
         {
             return PlatformLowest;
         }

@@ -128,7 +128,14 @@ internal static unsafe partial class Linux
     public static partial ulong Getauxval(ulong type);
 
     [LibraryImport("libc", EntryPoint = "posix_spawn")]
-    private static partial int PosixSpawn(int* pid, byte* path, byte* actions, byte* attributes, byte** argv, byte** envp);
+    private static partial int PosixSpawn(
+        int* pid,
+        byte* path,
+        byte* actions,
+        byte* attributes,
+        byte** argv,
+        byte** envp
+    );
 
     [LibraryImport("libc", EntryPoint = "posix_spawn_file_actions_init")]
     private static partial int SpawnActionsInit(byte* actions);

@@ -32,8 +32,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
 {
     // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
     // which ring 0 never sees. RF is left out because every fault sets it in the image that the CPU saves.
-    private const ulong GuestFlags =
-        Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Id;
+    private const ulong GuestFlags = Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Id;
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
@@ -220,7 +219,10 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
 
         GuestRegisters* r = _cpu.Registers;
         ulong rip = frame->Rip;
-        if (rip - CarrierLayout.Window < CarrierLayout.WindowEnd - CarrierLayout.Window || signal == CarrierReport.Ready)
+        if (
+            rip - CarrierLayout.Window < CarrierLayout.WindowEnd - CarrierLayout.Window
+            || signal == CarrierReport.Ready
+        )
         {
             _ended = true;
             return new VmExit(
@@ -288,7 +290,8 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
                 _cpu.Dr6 |= 1 << 14; // BS, single step: nothing else raises #DB in the carrier
                 return new VmExit(VmExitReason.Exception, Vector.Debug);
 
-            case var vector and (< 32):
+            case var vector
+            and (< 32):
                 return new VmExit(
                     VmExitReason.Exception,
                     (byte)vector,
@@ -390,16 +393,23 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     /// <inheritdoc/>
     public void InvalidatePage(ulong address) => _shadow.Invalidate(address);
 
-    void IMappingSink.Map(in MappedRun run, bool populate) =>
+    void IMappingSink.Map(in MappedRun run, bool populate)
+    {
+        bool single = run.Length <= GuestMemory.PageSize;
         Queue(
             Linux.SysMmap,
             run.Address,
             run.Length,
             ShadowMappings.Protection(run.Access),
-            (ulong)(Linux.MapShared | Linux.MapFixed | (populate ? Linux.MapPopulate : 0)),
+            (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
             CarrierLayout.RamFd,
             run.Physical
         );
+        if (populate && !single)
+        {
+            Queue(BatchEntry.Touch, run.Address, run.End);
+        }
+    }
 
     void IMappingSink.Protect(in MappedRun run) =>
         Queue(Linux.SysMprotect, run.Address, run.Length, ShadowMappings.Protection(run.Access));

@@ -73,7 +73,13 @@ internal static class DirectExecutionProbe
                 if (exit.Reason == VmExitReason.PageFault && exit.Address == CodeAddress)
                 {
                     _ = engine.Map(
-                        new ShadowPage(CodeAddress, CodeAddress, CodeAddress, 4096, PageAccess.Read | PageAccess.Execute)
+                        new ShadowPage(
+                            CodeAddress,
+                            CodeAddress,
+                            CodeAddress,
+                            4096,
+                            PageAccess.Read | PageAccess.Execute
+                        )
                     );
                     exit = engine.Run();
                 }

@@ -1,0 +1,13 @@
+using VirtBench.Strategies.TrapAndEmulate;
+
+namespace VirtBench.Strategies;
+
+/// <summary>Every strategy there is, in the order in which lists and figures show them.</summary>
+public static class StrategyCatalog
+{
+    /// <summary>All of them, whether this host can run them or not.</summary>
+    public static IReadOnlyList<Strategy> All { get; } = [new NativeStrategy(), new TrapAndEmulateStrategy()];
+
+    /// <summary>The strategy with this id, or null.</summary>
+    public static Strategy? Find(string id) => All.FirstOrDefault(strategy => strategy.Id == id);
+}
