@@ -21,6 +21,15 @@ public interface IExecutionEngine : IDisposable
     IEngineClock Clock { get; }
 
     /// <summary>
+    /// The calling thread becomes the vCPU thread until <see cref="DetachThread"/>: an engine whose exits are hand-offs
+    /// between cores pins it here.
+    /// </summary>
+    void AttachThread() { }
+
+    /// <summary>Undoes <see cref="AttachThread"/>, on the same thread.</summary>
+    void DetachThread() { }
+
+    /// <summary>
     /// VM entry … VM exit. On entry the general registers, RIP and RFLAGS of the CPU block are the guest's; on return
     /// they are again (RFLAGS keeps the core's virtual <see cref="Rflags.Privileged"/> bits). There is no pending event on
     /// entry: the core has delivered it. The interrupt shadow is the core's to keep.

@@ -76,6 +76,7 @@ public static class PageFaultError
 /// <param name="PhysicalAddress">Guest-physical address of the byte accessed; need not be RAM.</param>
 /// <param name="PageShift">12, 21 or 30: the size of the guest's page.</param>
 /// <param name="Permissions">What the tables allow: Write, Execute and User bits over Read. Write ignores CR0.WP.</param>
+/// <param name="Accessed">The Accessed bits of every entry on the way, together, before this access.</param>
 /// <param name="Dirty">The leaf's Dirty bit after this access.</param>
 /// <param name="Global">The leaf is global.</param>
 public readonly record struct Translation(
@@ -84,6 +85,7 @@ public readonly record struct Translation(
     ulong PhysicalAddress,
     byte PageShift,
     PageAccess Permissions,
+    bool Accessed,
     bool Dirty,
     bool Global
 );
@@ -132,6 +134,7 @@ public static unsafe class PageWalker
         ulong table = cpu.Cr3 & Pte.AddressMask & ~ReservedAddress;
         ulong rights = Pte.Writable | Pte.User;
         ulong noExecute = 0;
+        ulong accessed = Pte.Accessed;
         ulong* path0 = null,
             path1 = null,
             path2 = null,
@@ -166,6 +169,7 @@ public static unsafe class PageWalker
             }
 
             rights &= entry;
+            accessed &= entry;
             noExecute |= entry & Pte.NoExecute;
             if (shift == 12 || (shift < 39 && large))
             {
@@ -217,12 +221,13 @@ public static unsafe class PageWalker
                 | (writable ? PageAccess.Write : 0)
                 | (noExecute == 0 ? PageAccess.Execute : 0)
                 | (userPage ? PageAccess.User : 0),
+            Accessed: accessed != 0,
             Dirty: (leafValue & Pte.Dirty) != 0 || (write && commit),
             Global: (leafValue & Pte.Global) != 0
         );
     }
 
-    private static Translation FaultWith(uint code) => new(true, code, 0, 0, 0, false, false);
+    private static Translation FaultWith(uint code) => new(true, code, 0, 0, 0, false, false, false);
 
     // Tables outside RAM never get here: they fault. The update is atomic because guest code may run in another process.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -1,0 +1,6 @@
+namespace VirtBench.Vmm.Emulation;
+
+public sealed partial class InstructionEmulator
+{
+    private EmulationResult AccessData() => throw new NotImplementedException();
+}
