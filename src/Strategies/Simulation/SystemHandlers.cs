@@ -149,11 +149,11 @@ internal static unsafe class SystemHandlers
 
     public static Op* Cpuid(Machine* m, Op* op)
     {
-        HostCpuid.Query((uint)m->Gpr[Gpr.Rax], (uint)m->Gpr[Gpr.Rcx], out uint a, out uint b, out uint c, out uint d);
-        m->Gpr[Gpr.Rax] = a;
-        m->Gpr[Gpr.Rbx] = b;
-        m->Gpr[Gpr.Rcx] = c;
-        m->Gpr[Gpr.Rdx] = d;
+        CpuidResult result = HostCpuid.Query((uint)m->Gpr[Gpr.Rax]);
+        m->Gpr[Gpr.Rax] = result.Eax;
+        m->Gpr[Gpr.Rbx] = result.Ebx;
+        m->Gpr[Gpr.Rcx] = result.Ecx;
+        m->Gpr[Gpr.Rdx] = result.Edx;
         return op + 1;
     }
 

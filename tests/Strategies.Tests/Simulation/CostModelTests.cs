@@ -1,5 +1,4 @@
 using Iced.Intel;
-using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using static Iced.Intel.AssemblerRegisters;
 
