@@ -96,7 +96,12 @@ public static class GuestRun
         var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
         if (machine.Ports.UnclaimedAccesses > 0)
         {
-            notes.Add($"{machine.Ports.UnclaimedAccesses} accesses to ports that have no device");
+            notes.Add($"accesses to ports without a device: {machine.Ports.UnclaimedAccesses}");
+        }
+
+        if (machine.AbsentMemory.UnclaimedAccesses > 0)
+        {
+            notes.Add($"accesses to addresses without RAM: {machine.AbsentMemory.UnclaimedAccesses}");
         }
 
         if (sent > options.ConsoleLimit)
