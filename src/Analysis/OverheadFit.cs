@@ -140,6 +140,27 @@ public sealed record OverheadFit
     }
 
     /// <summary>
+    /// T(n) = T0·(1 − n·Δt) on the fitted line, units per second at n traps per wall-clock second, with its interval; null
+    /// without a Δt or where the fitted t0 is not positive.
+    /// </summary>
+    public Estimate? UnitsPerSecondAtWallRate(double trapsPerWallSecond)
+    {
+        if (TrapNanoseconds is null || Model is not { } model)
+        {
+            return null;
+        }
+        var value = model.UnitsPerSecondAtWallRate(trapsPerWallSecond);
+        return new Estimate(
+            value,
+            Bootstrap?.IntervalAround(
+                value,
+                Confidence,
+                line => new OverheadModel(line.Intercept, line.Slope).UnitsPerSecondAtWallRate(trapsPerWallSecond)
+            )
+        );
+    }
+
+    /// <summary>
     /// Fits every strategy and workload among <paramref name="samples"/>, in order of first appearance.
     /// </summary>
     /// <param name="samples">Samples of a run, in any order.</param>
