@@ -23,7 +23,7 @@ public enum FitVerdict
 
 /// <summary>How fits are made.</summary>
 /// <param name="Seed">Seed of the bootstrap; the same samples and seed give the same intervals.</param>
-public sealed record FitOptions(int Seed)
+public sealed record FitOptions(ulong Seed)
 {
     /// <summary>Bootstrap resamples of the rounds.</summary>
     public int Resamples { get; init; } = 2000;

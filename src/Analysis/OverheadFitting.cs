@@ -313,6 +313,6 @@ internal sealed class OverheadFitting
         {
             hash = (hash ^ character) * 16777619u;
         }
-        return unchecked(options.Seed ^ (int)hash);
+        return unchecked((int)(options.Seed ^ (options.Seed >> 32)) ^ (int)hash);
     }
 }

@@ -114,6 +114,7 @@ internal static class TrapCostFigure
                         ["type"] = "point",
                         ["size"] = 60,
                         ["strokeWidth"] = 1.6,
+                        ["opacity"] = 1,
                     },
                     ["encoding"] = VegaLite.Merge(
                         new JsonObject

@@ -36,7 +36,7 @@ public sealed record RunDescription
     public string? Profile { get; init; }
 
     /// <summary>Seed of the cell order and of the bootstrap.</summary>
-    public required int Seed { get; init; }
+    public required ulong Seed { get; init; }
 
     /// <summary>Planned rounds.</summary>
     public required int Rounds { get; init; }

@@ -307,7 +307,7 @@ public sealed class RunDirectory
                 : sample.Status != SampleStatus.Failed
                 && (!double.IsFinite(sample.ElapsedNanoseconds) || sample.ElapsedNanoseconds < 0)
                     ? "elapsed_ns that is no time"
-                : sample.Cell.Strategy.Length == 0 || sample.Cell.Workload.Length == 0 ? "no strategy or workload"
+                : !IsId(sample.Cell.Strategy) || !IsId(sample.Cell.Workload) ? "a strategy or workload that is no id"
                 : !seen.Add((sample.Round, sample.Cell)) ? "the same round and cell as an earlier row"
                 : null;
             if (wrong is not null)
@@ -319,6 +319,10 @@ public sealed class RunDirectory
             }
         }
     }
+
+    /// <summary>Ids become file names and parts of a page: lower-case words with hyphens, as interfaces have them.</summary>
+    private static bool IsId(string text) =>
+        text.Length is > 0 and <= 64 && text.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c == '-');
 
     private void DropIncompleteLine()
     {

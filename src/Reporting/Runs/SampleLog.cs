@@ -21,6 +21,7 @@ public sealed class SampleLog : ISweepObserver, IDisposable
         this.exitsPath = exitsPath;
         this.next = next;
         Notices = contents.Notices;
+        Earlier = contents.Samples;
         done = [.. contents.Samples.Select(sample => (sample.Round, sample.Cell))];
         samples = OpenAtEnd(samplesPath);
         try
@@ -36,6 +37,9 @@ public sealed class SampleLog : ISweepObserver, IDisposable
 
     /// <summary>What a crash had left half-written and was removed, a line each.</summary>
     public IReadOnlyList<string> Notices { get; }
+
+    /// <summary>The samples that were in the directory when the log was opened: what a resumed sweep does not take again.</summary>
+    public IReadOnlyList<Sample> Earlier { get; }
 
     /// <summary>Samples in the directory.</summary>
     public int Count => done.Count;
