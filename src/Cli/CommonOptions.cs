@@ -10,7 +10,7 @@ internal static class CommonOptions
     public static Option<bool> Strict() =>
         new("--strict") { Description = "End a guest that touches a port or an address that nothing answers" };
 
-    public static Argument<DirectoryInfo> Run() =>
+    public static Argument<string> Run() =>
         new("run") { Description = "A run directory, e.g. results/20260101T000000Z-host" };
 
     /// <summary>A list that may be written <c>a,b</c> or <c>a b</c>.</summary>
