@@ -202,7 +202,7 @@ public sealed class EventDeliveryTests : IDisposable
             vector == Vector.PageFault ? GuestEvent.PageFault(0x1234, 0) : GuestEvent.Exception(vector)
         );
         Assert.Equal((0x10_5000UL, 0UL), (Cpu.Rip, Frame(1)[0]));
-        Assert.NotEmpty(why);
+        _ = why; // names the case in the report
     }
 
     [Fact]

@@ -302,7 +302,7 @@ public sealed class VirtualMachineTests : IDisposable
         RunOutcome outcome = Run(Boot(code));
         Assert.Equal(RunEnd.Failed, outcome.End);
         Assert.Contains("measurement port", outcome.Message, StringComparison.Ordinal);
-        Assert.NotEmpty(what);
+        _ = what; // names the case in the report
     }
 
     [Fact]
