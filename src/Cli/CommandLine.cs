@@ -56,12 +56,12 @@ internal static class CommandLine
                 + "what a trap costs and how throughput falls with the trap rate, and reports it."
         )
         {
-            //            RunCommand.Create(terminal),
+            RunCommand.Create(terminal),
             ListCommand.Create(terminal),
-            //            DoctorCommand.Create(terminal),
+            DoctorCommand.Create(terminal),
             ExecCommand.Create(terminal),
-            //            FitCommand.Create(terminal),
-            //            ReportCommand.Create(terminal),
+            FitCommand.Create(terminal),
+            ReportCommand.Create(terminal),
             ReproduceCommand.Create(terminal),
             //            BenchCommand.Create(terminal),
         };

@@ -64,5 +64,7 @@ internal sealed class ProgressLine(Terminal terminal) : ISweepObserver, IDisposa
     }
 
     private static string Describe(TimeSpan time) =>
-        time.TotalSeconds < 90 ? $"{Math.Ceiling(time.TotalSeconds):F0} s" : $"{Math.Ceiling(time.TotalMinutes):F0} min";
+        time.TotalSeconds < 90
+            ? $"{Math.Ceiling(time.TotalSeconds):F0} s"
+            : $"{Math.Ceiling(time.TotalMinutes):F0} min";
 }

@@ -80,7 +80,10 @@ public sealed class RunSession
         var images = run.GuestImages.ToDictionary(image => (image.Workload, image.TrapsPerUnit), image => image.Sha256);
         foreach (SweepImage image in sweep.Images)
         {
-            if (images.TryGetValue((image.Workload, image.TrapsPerUnit), out string? measured) && measured != image.Sha256)
+            if (
+                images.TryGetValue((image.Workload, image.TrapsPerUnit), out string? measured)
+                && measured != image.Sha256
+            )
             {
                 throw new RunDirectoryException(
                     $"{path} was measured with another guest program for {image.Workload}, k = {image.TrapsPerUnit}: "
@@ -112,7 +115,8 @@ public sealed class RunSession
     }
 
     private static T Known<T>(T? found, string id, string path)
-        where T : class => found ?? throw new RunDirectoryException($"{path} measures {id}, which this build does not have.");
+        where T : class =>
+        found ?? throw new RunDirectoryException($"{path} measures {id}, which this build does not have.");
 
     private static RunDescription Describe(
         SweepOptions options,
@@ -129,7 +133,9 @@ public sealed class RunSession
             Strict = options.Strict,
             Commit = environment.Project.Commit,
             Version =
-                typeof(RunSession).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion
+                typeof(RunSession)
+                    .Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()
+                    ?.InformationalVersion
                 ?? "unknown",
             Order =
             [

@@ -162,13 +162,7 @@ public sealed partial class ReportFacts
         ["one cell"] = s => s.Cell is ("trap-and-emulate", "rdtsc", 4) ? s : null,
         ["one round"] = s => s.Round == 0 ? s : null,
         ["only k = 0"] = s => s.Cell.TrapsPerUnit == 0 ? s : null,
-        ["all failed"] = s =>
-            s with
-            {
-                Status = SampleStatus.Failed,
-                Units = 0,
-                ElapsedNanoseconds = 0,
-            },
+        ["all failed"] = s => s with { Status = SampleStatus.Failed, Units = 0, ElapsedNanoseconds = 0 },
         ["unknown strategy"] = s =>
             s.Cell.Strategy == "native" ? s with { Cell = s.Cell with { Strategy = "other" } } : null,
         ["nothing trapped"] = s => s with { Traps = 0 },

@@ -29,7 +29,11 @@ internal static class RunCommand
             Description = "Folder that run directories go into",
             DefaultValueFactory = _ => "results",
         };
-        var resume = new Option<string?>("--resume") { Description = "Go on with an interrupted run", HelpName = "RUN" };
+        var resume = new Option<string?>("--resume")
+        {
+            Description = "Go on with an interrupted run",
+            HelpName = "RUN",
+        };
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command("run", "Measure, fit, draw and report: the main job")
         {
@@ -104,7 +108,9 @@ internal static class RunCommand
         {
             if (parsed.GetResult(other) is { Implicit: false })
             {
-                throw new UsageException($"{other.Name} cannot be given with --resume: the run's manifest says what it measures");
+                throw new UsageException(
+                    $"{other.Name} cannot be given with --resume: the run's manifest says what it measures"
+                );
             }
         }
     }
