@@ -235,7 +235,8 @@ public sealed partial class InstructionEmulator
         ulong addressMask = StringAddressMask();
         ulong segmentBase = loads ? SegmentBase(Instruction.MemorySegment) : 0;
         ulong left = Repetitions(addressMask, out bool repeats);
-        for (int done = 0; left > 0 && done < RepetitionsPerExit; done++)
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
         {
             ulong value = _cpu.Rax;
             Span<byte> bytes = MemoryMarshalBytes(ref value)[..size];

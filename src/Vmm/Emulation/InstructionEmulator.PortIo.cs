@@ -14,6 +14,9 @@ public sealed partial class InstructionEmulator
     /// </summary>
     private const int RepetitionsPerExit = 4096;
 
+    /// <summary>While single-stepping, the trap comes after every repetition.</summary>
+    private int RepetitionLimit => (_cpu.Rflags & Rflags.Tf) != 0 ? 1 : RepetitionsPerExit;
+
     private EmulationResult In()
     {
         if (_cpu.Cpl > Iopl)
@@ -53,7 +56,8 @@ public sealed partial class InstructionEmulator
         ulong addressMask = StringAddressMask();
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
-        for (int done = 0; left > 0 && done < RepetitionsPerExit; done++)
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
         {
             ulong address = _cpu[Gpr.Rdi] & addressMask;
 
@@ -88,7 +92,8 @@ public sealed partial class InstructionEmulator
         ulong segmentBase = SegmentBase(Instruction.MemorySegment);
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
-        for (int done = 0; left > 0 && done < RepetitionsPerExit; done++)
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
         {
             uint value = 0;
             ulong address = segmentBase + (_cpu[Gpr.Rsi] & addressMask);
