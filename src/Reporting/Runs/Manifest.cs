@@ -41,6 +41,9 @@ public sealed record RunDescription
     /// <summary>Planned rounds.</summary>
     public required int Rounds { get; init; }
 
+    /// <summary>Guests that touched what nothing answers were ended.</summary>
+    public bool Strict { get; init; }
+
     /// <summary>Commit of VirtBench, or null when it is not known.</summary>
     public string? Commit { get; init; }
 

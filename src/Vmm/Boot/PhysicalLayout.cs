@@ -24,7 +24,10 @@ public static class PhysicalLayout
     /// <summary>Lowest byte of the 64 KiB boot stack.</summary>
     public const ulong StackBottom = 0x2_0000;
 
-    /// <summary>Initial RSP.</summary>
+    /// <summary>
+    /// End of the boot stack. The initial RSP is 8 below, at a return address of 0: entry finds the stack as a called
+    /// function does, so that a C function with the boot information as its argument can be the entry.
+    /// </summary>
     public const ulong StackTop = 0x3_0000;
 
     /// <summary>First byte that a guest image may occupy.</summary>

@@ -48,6 +48,28 @@ public static class Vector
     /// <summary>#XM, SIMD floating-point.</summary>
     public const byte Simd = 19;
 
+    /// <summary>The architecture's mnemonic, "#GP" for instance, or the vector's number.</summary>
+    public static string Name(byte vector) =>
+        vector switch
+        {
+            DivideError => "#DE",
+            Debug => "#DB",
+            Breakpoint => "#BP",
+            Overflow => "#OF",
+            InvalidOpcode => "#UD",
+            DeviceNotAvailable => "#NM",
+            DoubleFault => "#DF",
+            InvalidTss => "#TS",
+            SegmentNotPresent => "#NP",
+            StackFault => "#SS",
+            GeneralProtection => "#GP",
+            PageFault => "#PF",
+            X87 => "#MF",
+            AlignmentCheck => "#AC",
+            Simd => "#XM",
+            _ => $"vector 0x{vector:X}",
+        };
+
     /// <summary>True when delivery pushes an error code.</summary>
     public static bool HasErrorCode(byte vector) =>
         vector
@@ -72,7 +94,10 @@ public enum GuestEventKind : byte
     /// <summary>An external interrupt: needs RFLAGS.IF and no interrupt shadow.</summary>
     Interrupt,
 
-    /// <summary>INT n, INT3 or INTO: the gate's DPL is checked, and RIP already points behind the instruction.</summary>
+    /// <summary>
+    /// INT n or INT3: the gate's DPL is checked. RIP still points at the instruction, so that a fault of the delivery finds
+    /// it there; the frame gets RIP + <see cref="GuestEvent.InstructionLength"/>.
+    /// </summary>
     SoftwareInterrupt,
 }
 
@@ -81,13 +106,24 @@ public enum GuestEventKind : byte
 /// <param name="Number">IDT vector.</param>
 /// <param name="ErrorCode">Pushed when <see cref="Vector.HasErrorCode"/> says so and the kind is an exception.</param>
 /// <param name="FaultAddress">For #PF: what CR2 becomes when the event is delivered.</param>
-public readonly record struct GuestEvent(GuestEventKind Kind, byte Number, uint ErrorCode = 0, ulong FaultAddress = 0)
+/// <param name="InstructionLength">For a software interrupt: bytes of the instruction that RIP points at.</param>
+public readonly record struct GuestEvent(
+    GuestEventKind Kind,
+    byte Number,
+    uint ErrorCode = 0,
+    ulong FaultAddress = 0,
+    byte InstructionLength = 0
+)
 {
-    /// <summary>An exception without error code.</summary>
+    /// <summary>An exception; the error code counts only for vectors that have one.</summary>
     public static GuestEvent Exception(byte vector, uint errorCode = 0) =>
         new(GuestEventKind.Exception, vector, errorCode);
 
     /// <summary>A page fault at <paramref name="address"/>.</summary>
     public static GuestEvent PageFault(ulong address, uint errorCode) =>
         new(GuestEventKind.Exception, Vector.PageFault, errorCode, address);
+
+    /// <summary>INT n or INT3 of the given length at RIP.</summary>
+    public static GuestEvent SoftwareInterrupt(byte vector, int instructionLength) =>
+        new(GuestEventKind.SoftwareInterrupt, vector, InstructionLength: (byte)instructionLength);
 }

@@ -18,6 +18,9 @@ public sealed class MeasurementPorts : IIoDevice
     /// <summary>Port for bits 32–63 of the units.</summary>
     public const ushort UnitsHigh = 0xB8;
 
+    /// <summary>Ports of the device, from <see cref="Begin"/>.</summary>
+    public const int PortCount = 12;
+
     /// <summary>Most regions kept: a hostile guest must not eat the host's memory.</summary>
     public const int MaximumRegions = 4096;
 
@@ -40,6 +43,9 @@ public sealed class MeasurementPorts : IIoDevice
         _ledger = ledger;
     }
 
+    /// <summary>True for the device's ports: writes there are accounted as region markers.</summary>
+    public static bool IsMeasurementPort(ushort port) => port is >= Begin and < Begin + PortCount;
+
     /// <summary>Finished regions in order.</summary>
     public IReadOnlyList<MeasuredRegion> Regions => _regions;
 
@@ -51,7 +57,7 @@ public sealed class MeasurementPorts : IIoDevice
     {
         switch (port)
         {
-            case Begin when size == 4:
+            case Begin when size == 4 && !_open:
                 _open = true;
                 _id = value;
                 _unitsHigh = 0;
@@ -87,7 +93,7 @@ public sealed class MeasurementPorts : IIoDevice
             default:
                 throw new GuestFailureException(
                     $"a write of {size} bytes to measurement port 0x{port:X} at RIP 0x{_cpu.Rip:X}: regions begin with a "
-                        + "doubleword to 0xB0 and end with one to 0xB4, in that order"
+                        + "doubleword to 0xB0, end with one to 0xB4, and do not nest"
                 );
         }
     }

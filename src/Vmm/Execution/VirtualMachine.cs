@@ -42,13 +42,14 @@ public sealed class VirtualMachine : IDisposable
         }
 
         Ports = new IoBus { Strict = strict };
+        AbsentMemory = new PhysicalBus { Strict = strict };
         Serial = new SerialPort();
         _measurement = new MeasurementPorts(Cpu, _engine.Clock, Ledger);
         Ports.Attach(Serial, SerialPort.FirstPort, SerialPort.PortCount);
         Ports.Attach(_exitPort, ExitPort.Port, 1);
-        Ports.Attach(_measurement, MeasurementPorts.Begin, 12);
-        _emulator = new InstructionEmulator(Cpu, Memory, Ports, _engine);
-        _delivery = new EventDelivery(Cpu, Memory, _engine);
+        Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
+        _emulator = new InstructionEmulator(Cpu, Memory, Ports, _engine, AbsentMemory);
+        _delivery = new EventDelivery(Cpu, Memory, AbsentMemory);
     }
 
     /// <summary>The virtual CPU.</summary>
@@ -59,6 +60,9 @@ public sealed class VirtualMachine : IDisposable
 
     /// <summary>The I/O ports.</summary>
     public IoBus Ports { get; }
+
+    /// <summary>Guest-physical addresses without RAM.</summary>
+    public PhysicalBus AbsentMemory { get; }
 
     /// <summary>The console.</summary>
     public SerialPort Serial { get; }
@@ -88,7 +92,9 @@ public sealed class VirtualMachine : IDisposable
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     public RunOutcome Run(TimeSpan? timeout = null, CancellationToken cancellation = default)
     {
-        using CancellationTokenSource? deadline = timeout is { } limit ? new CancellationTokenSource(limit) : null;
+        using CancellationTokenSource? deadline = timeout is { } limit
+            ? new CancellationTokenSource(Clamp(limit))
+            : null;
         using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
         using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
         _engine.AttachThread();
@@ -107,10 +113,16 @@ public sealed class VirtualMachine : IDisposable
         }
     }
 
+    // What a timer can be set to: from now to some 24 days.
+    private static TimeSpan Clamp(TimeSpan limit) =>
+        limit < TimeSpan.Zero ? TimeSpan.Zero
+        : limit.TotalMilliseconds > int.MaxValue ? TimeSpan.FromMilliseconds(int.MaxValue)
+        : limit;
+
     private RunOutcome RunLoop(CancellationToken deadline, CancellationToken cancellation)
     {
         IEngineClock clock = _engine.Clock;
-        for (; ; )
+        while (_exitPort.Status is null)
         {
             if (Cpu.PendingEvent.Kind != GuestEventKind.None)
             {
@@ -133,21 +145,7 @@ public sealed class VirtualMachine : IDisposable
             switch (exit.Reason)
             {
                 case VmExitReason.PrivilegedInstruction:
-                    if (!_emulator.TryDecode(out reason, out GuestEvent fetchFault))
-                    {
-                        reason = TrapReason.GuestException;
-                        Cpu.PendingEvent = fetchFault;
-                        dispatched = clock.Ticks;
-                        break;
-                    }
-
-                    dispatched = clock.Ticks;
-                    Emulate();
-                    if (_exitPort.Status is { } status)
-                    {
-                        return new RunOutcome(RunEnd.Exited, status, null);
-                    }
-
+                    reason = HandlePrivilegedInstruction(clock, out dispatched);
                     break;
 
                 case VmExitReason.PageFault:
@@ -157,7 +155,9 @@ public sealed class VirtualMachine : IDisposable
                 case VmExitReason.Exception:
                     reason = TrapReason.GuestException;
                     dispatched = clock.Ticks;
-                    Cpu.PendingEvent = GuestEvent.Exception(exit.Vector, exit.ErrorCode);
+                    Cpu.PendingEvent = exit.Vector is Vector.Breakpoint or Vector.Overflow
+                        ? TrapGate(exit.Vector)
+                        : GuestEvent.Exception(exit.Vector, exit.ErrorCode);
                     break;
 
                 case VmExitReason.SystemCall:
@@ -169,20 +169,6 @@ public sealed class VirtualMachine : IDisposable
                 case VmExitReason.Interrupted:
                     reason = TrapReason.Kick;
                     dispatched = clock.Ticks;
-                    if (cancellation.IsCancellationRequested)
-                    {
-                        return new RunOutcome(RunEnd.Cancelled, 0, "cancelled");
-                    }
-
-                    if (deadline.IsCancellationRequested)
-                    {
-                        return new RunOutcome(
-                            RunEnd.TimedOut,
-                            0,
-                            $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}"
-                        );
-                    }
-
                     break;
 
                 case VmExitReason.Failed:
@@ -194,12 +180,57 @@ public sealed class VirtualMachine : IDisposable
 
             clock.ChargeEmulation(reason);
             Ledger.Record(reason, dispatched - seen, clock.Ticks - dispatched);
+            if (reason == TrapReason.Kick && Stopped(deadline, cancellation) is { } outcome)
+            {
+                return outcome;
+            }
         }
+
+        return new RunOutcome(RunEnd.Exited, _exitPort.Status.Value, null);
     }
 
-    private void Emulate()
+    // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
+    private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
+        cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
+        : deadline.IsCancellationRequested
+            ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
+        : null;
+
+    private TrapReason HandlePrivilegedInstruction(IEngineClock clock, out ulong dispatched)
     {
-        switch (_emulator.Emulate(out GuestEvent guestEvent))
+        if (!_emulator.TryDecode(out TrapReason reason, out GuestEvent fetchFault))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = fetchFault;
+            return TrapReason.GuestException;
+        }
+
+        dispatched = clock.Ticks;
+        Complete(_emulator.Emulate(out GuestEvent guestEvent), guestEvent);
+        return reason;
+    }
+
+    /// <summary>
+    /// #BP and #OF come from an instruction that the host lets ring 3 execute, with RIP behind it. The guest's own gate
+    /// decides whether it may, so RIP goes back to it: one byte for INT3, two for INT n.
+    /// </summary>
+    private GuestEvent TrapGate(byte vector)
+    {
+        const byte int3 = 0xCC;
+        bool isInt3 =
+            vector == Vector.Breakpoint
+            && PageWalker.IsCanonical(Cpu.Rip - 1)
+            && PageWalker.Walk(Cpu, Memory, Cpu.Rip - 1, PageAccess.Execute, commit: false) is { Fault: false } code
+            && Memory.Contains(code.PhysicalAddress, 1)
+            && Memory.Read<byte>(code.PhysicalAddress) == int3;
+        int length = isInt3 ? 1 : 2;
+        Cpu.Rip -= (ulong)length;
+        return GuestEvent.SoftwareInterrupt(vector, length);
+    }
+
+    private void Complete(EmulationResult result, in GuestEvent guestEvent)
+    {
+        switch (result)
         {
             case EmulationResult.Event:
                 Cpu.PendingEvent = guestEvent;
@@ -261,14 +292,6 @@ public sealed class VirtualMachine : IDisposable
             );
         }
 
-        if (Ports.Strict)
-        {
-            throw new GuestFailureException(
-                $"the guest accesses guest-physical 0x{physical:X}, where there is neither RAM nor a device, at RIP "
-                    + $"0x{Cpu.Rip:X} (--strict)"
-            );
-        }
-
         if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
         {
             dispatched = clock.Ticks;
@@ -277,7 +300,7 @@ public sealed class VirtualMachine : IDisposable
         }
 
         dispatched = clock.Ticks;
-        Emulate();
+        Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
         return TrapReason.Mmio;
     }
 

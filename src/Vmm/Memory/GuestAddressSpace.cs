@@ -1,45 +1,58 @@
 using System.Runtime.CompilerServices;
 using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Devices;
 
 namespace VirtBench.Vmm.Memory;
 
 /// <summary>
 /// Reads and writes guest memory by linear address on behalf of an emulated instruction or an event delivery, with the
 /// architecture's checks. Nothing is written before every byte's page has been checked, so an access that fails has
-/// changed nothing.
+/// changed nothing, not even a Dirty bit.
 /// </summary>
-public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory)
+/// <param name="cpu">Supplies the paging registers and, for messages, RIP.</param>
+/// <param name="memory">Guest RAM.</param>
+/// <param name="absent">What answers where there is no RAM; null for a private bus that counts for nobody.</param>
+public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, PhysicalBus? absent = null)
 {
-    /// <summary>
-    /// Copies up to a page's worth of bytes from linear memory, across at most one page boundary per 4096 bytes.
-    /// </summary>
+    private readonly PhysicalBus _absent = absent ?? new PhysicalBus();
+
+    /// <summary>Copies bytes from linear memory, across any number of page boundaries.</summary>
     /// <param name="address">Linear address.</param>
     /// <param name="destination">Receives the bytes.</param>
-    /// <param name="access">Read or Execute; add User for CPL 3.</param>
+    /// <param name="access">
+    /// Read or Execute; add User for CPL 3, and Write when the bytes will be written back, so that a read-modify-write
+    /// faults before it reads.
+    /// </param>
     /// <param name="fault">The event to deliver when false is returned: #PF, or #GP(0) for a non-canonical address.</param>
     /// <returns>False when the access faults. Addresses without RAM read as all ones.</returns>
     public bool TryRead(ulong address, Span<byte> destination, PageAccess access, out GuestEvent fault)
     {
-        fault = default;
+        if (Chunk(address, destination.Length) == destination.Length)
+        {
+            if (!TryTranslate(address, access, out ulong physical, out fault))
+            {
+                return false;
+            }
+
+            ReadPhysical(physical, destination);
+            return true;
+        }
+
+        if (!TryProbe(address, destination.Length, access, out fault))
+        {
+            return false;
+        }
+
         for (int done = 0; done < destination.Length; )
         {
             ulong at = address + (ulong)done;
-            int chunk = (int)Math.Min((ulong)(destination.Length - done), GuestMemory.PageSize - (at & 0xFFF));
+            int chunk = Chunk(at, destination.Length - done);
             if (!TryTranslate(at, access, out ulong physical, out fault))
             {
                 return false;
             }
 
-            Span<byte> part = destination.Slice(done, chunk);
-            if (memory.Contains(physical, (ulong)chunk))
-            {
-                memory.Read(physical, part);
-            }
-            else
-            {
-                part.Fill(0xFF);
-            }
-
+            ReadPhysical(physical, destination.Slice(done, chunk));
             done += chunk;
         }
 
@@ -47,32 +60,60 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory)
     }
 
     /// <summary>Writes bytes to linear memory: all of them or, when any page faults, none.</summary>
-    /// <inheritdoc cref="TryRead(ulong, Span{byte}, PageAccess, out GuestEvent)"/>
+    /// <param name="address">Linear address.</param>
+    /// <param name="source">The bytes.</param>
+    /// <param name="access">User for CPL 3; Write is added.</param>
+    /// <param name="fault">The event to deliver when false is returned.</param>
     public bool TryWrite(ulong address, ReadOnlySpan<byte> source, PageAccess access, out GuestEvent fault)
     {
-        fault = default;
-        for (int done = 0; done < source.Length; )
+        access |= PageAccess.Write;
+        if (Chunk(address, source.Length) == source.Length)
         {
-            ulong at = address + (ulong)done;
-            if (!TryTranslate(at, access | PageAccess.Write, out _, out fault))
+            if (!TryTranslate(address, access, out ulong physical, out fault))
             {
                 return false;
             }
 
-            done += (int)Math.Min((ulong)(source.Length - done), GuestMemory.PageSize - (at & 0xFFF));
+            WritePhysical(physical, source);
+            return true;
+        }
+
+        if (!TryProbe(address, source.Length, access, out fault))
+        {
+            return false;
         }
 
         for (int done = 0; done < source.Length; )
         {
             ulong at = address + (ulong)done;
-            int chunk = (int)Math.Min((ulong)(source.Length - done), GuestMemory.PageSize - (at & 0xFFF));
-            Translation t = PageWalker.Walk(cpu, memory, at, access | PageAccess.Write);
-            if (!t.Fault && memory.Contains(t.PhysicalAddress, (ulong)chunk))
+            int chunk = Chunk(at, source.Length - done);
+
+            // Probed above; a first chunk that overwrites the tables of the second ends like a fault, as on hardware.
+            if (!TryTranslate(at, access, out ulong physical, out fault))
             {
-                memory.Write(t.PhysicalAddress, source.Slice(done, chunk));
+                return false;
             }
 
+            WritePhysical(physical, source.Slice(done, chunk));
             done += chunk;
+        }
+
+        return true;
+    }
+
+    /// <summary>Whether an access of this length would succeed; changes nothing, not even Accessed bits.</summary>
+    public bool TryProbe(ulong address, int length, PageAccess access, out GuestEvent fault)
+    {
+        fault = default;
+        for (int done = 0; done < length; )
+        {
+            ulong at = address + (ulong)done;
+            if (!TryTranslate(at, access, out _, out fault, commit: false))
+            {
+                return false;
+            }
+
+            done += Chunk(at, length - done);
         }
 
         return true;
@@ -92,10 +133,16 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory)
     public unsafe bool TryWrite<T>(ulong address, T value, PageAccess access, out GuestEvent fault)
         where T : unmanaged => TryWrite(address, new ReadOnlySpan<byte>(&value, sizeof(T)), access, out fault);
 
-    /// <summary>Translates one linear address for one access, with Accessed and Dirty updates.</summary>
+    /// <summary>Translates one linear address for one access, with Accessed and Dirty updates unless told otherwise.</summary>
     /// <returns>False with the event to deliver: #PF, or #GP(0) for a non-canonical address.</returns>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public bool TryTranslate(ulong address, PageAccess access, out ulong physical, out GuestEvent fault)
+    public bool TryTranslate(
+        ulong address,
+        PageAccess access,
+        out ulong physical,
+        out GuestEvent fault,
+        bool commit = true
+    )
     {
         if (!PageWalker.IsCanonical(address))
         {
@@ -104,9 +151,37 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory)
             return false;
         }
 
-        Translation t = PageWalker.Walk(cpu, memory, address, access);
+        Translation t = PageWalker.Walk(cpu, memory, address, access, commit);
         physical = t.PhysicalAddress;
         fault = t.Fault ? GuestEvent.PageFault(address, t.ErrorCode) : default;
         return !t.Fault;
+    }
+
+    private static int Chunk(ulong address, int length) =>
+        (int)Math.Min((ulong)length, GuestMemory.PageSize - (address & (GuestMemory.PageSize - 1)));
+
+    // RAM is whole pages, so what lies within one page is all RAM or all absent.
+    private void ReadPhysical(ulong physical, Span<byte> destination)
+    {
+        if (memory.Contains(physical, (ulong)destination.Length))
+        {
+            memory.Read(physical, destination);
+        }
+        else
+        {
+            _absent.Read(physical, destination, cpu.Rip);
+        }
+    }
+
+    private void WritePhysical(ulong physical, ReadOnlySpan<byte> source)
+    {
+        if (memory.Contains(physical, (ulong)source.Length))
+        {
+            memory.Write(physical, source);
+        }
+        else
+        {
+            _absent.Write(physical, source, cpu.Rip);
+        }
     }
 }

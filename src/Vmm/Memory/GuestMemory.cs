@@ -131,6 +131,41 @@ public sealed unsafe class GuestMemory : IDisposable
         WriteObserver?.MemoryWritten(address, (ulong)source.Length);
     }
 
+    /// <summary>Zeroes guest-physical memory; large ranges are given back to the host instead of being written.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    public void Clear(ulong address, ulong length)
+    {
+        if (length == 0)
+        {
+            return;
+        }
+
+        Check(address, length);
+        ulong firstPage = (address + PageSize - 1) & ~(PageSize - 1);
+        ulong endPage = (address + length) & ~(PageSize - 1);
+        if (
+            OperatingSystem.IsLinux()
+            && endPage > firstPage
+            && endPage - firstPage >= 16 * PageSize
+            && Linux.Fallocate(
+                FileDescriptor,
+                Linux.FallocKeepSize | Linux.FallocPunchHole,
+                (long)firstPage,
+                (long)(endPage - firstPage)
+            ) == 0
+        )
+        {
+            NativeMemory.Clear(_base + address, (nuint)(firstPage - address));
+            NativeMemory.Clear(_base + endPage, (nuint)(address + length - endPage));
+        }
+        else
+        {
+            NativeMemory.Clear(_base + address, (nuint)length);
+        }
+
+        WriteObserver?.MemoryWritten(address, length);
+    }
+
     private void Check(ulong address, ulong length)
     {
         if (!Contains(address, length))

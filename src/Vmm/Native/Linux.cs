@@ -20,6 +20,8 @@ internal static unsafe partial class Linux
     public const int SealSeal = 1;
     public const int SealShrink = 2;
     public const int SealGrow = 4;
+    public const int FallocKeepSize = 1;
+    public const int FallocPunchHole = 2;
     public const int ClockMonotonicRaw = 4;
 
     [StructLayout(LayoutKind.Sequential)]
@@ -39,6 +41,9 @@ internal static unsafe partial class Linux
 
     [LibraryImport("libc", EntryPoint = "ftruncate", SetLastError = true)]
     public static partial int Ftruncate(int fd, long length);
+
+    [LibraryImport("libc", EntryPoint = "fallocate", SetLastError = true)]
+    public static partial int Fallocate(int fd, int mode, long offset, long length);
 
     [LibraryImport("libc", EntryPoint = "fcntl", SetLastError = true)]
     public static partial int Fcntl(int fd, int command, int argument);

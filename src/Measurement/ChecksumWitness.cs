@@ -1,0 +1,28 @@
+namespace VirtBench.Measurement;
+
+/// <summary>
+/// Compares checksums of samples that did the same work: same workload, k, warm-up and units, under whatever strategy. The
+/// first one seen is what the later ones are held against; a note names both.
+/// </summary>
+internal sealed class ChecksumWitness
+{
+    private readonly Dictionary<Work, (ulong Checksum, string Strategy)> _first = [];
+
+    /// <summary>Enters a checksum.</summary>
+    /// <returns>Null, or one line that says what it differs from.</returns>
+    public string? Compare(Cell cell, long warmUp, long units, ulong checksum)
+    {
+        var work = new Work(cell.Workload, cell.TrapsPerUnit, warmUp, units);
+        if (_first.TryAdd(work, (checksum, cell.Strategy)))
+        {
+            return null;
+        }
+
+        (ulong expected, string strategy) = _first[work];
+        return expected == checksum
+            ? null
+            : $"checksum 0x{checksum:X16} after {units} units, but 0x{expected:X16} under {strategy}";
+    }
+
+    private readonly record struct Work(string Workload, int TrapsPerUnit, long WarmUp, long Units);
+}

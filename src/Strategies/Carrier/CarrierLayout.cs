@@ -1,0 +1,328 @@
+using System.Runtime.InteropServices;
+
+namespace VirtBench.Strategies.Carrier;
+
+/// <summary>
+/// Addresses that the VMM and the carrier agree on. The monitor window at the top of the user half holds everything of
+/// the carrier that is not the guest's; all below it belongs to the guest.
+/// </summary>
+internal static class CarrierLayout
+{
+    /// <summary>Where the boot program is linked: clear of wherever ASLR puts stack, vDSO and mmap area.</summary>
+    public const ulong BootBase = 0x7000_0000_0000;
+
+    /// <summary>First address that user space cannot map (47-bit, less the guard page).</summary>
+    public const ulong TaskEnd = 0x7FFF_FFFF_F000;
+
+    /// <summary>First address a guest cannot map: what the seccomp filter lets the stub map ends here.</summary>
+    public const ulong GuestLimit = 0x7FFE_0000_0000;
+
+    /// <summary>The monitor window.</summary>
+    public const ulong Window = 0x7FFF_FFC0_0000;
+
+    /// <summary>The stub, read-execute.</summary>
+    public const ulong Stub = Window;
+
+    /// <summary>Bytes of the stub's page.</summary>
+    public const ulong StubSize = 0x1000;
+
+    /// <summary>The control page, batch and scratch, read-write.</summary>
+    public const ulong Control = Window + 0x1000;
+
+    /// <summary>Bytes of the control area.</summary>
+    public const ulong ControlSize = 0x8000;
+
+    /// <summary>
+    /// The register file: first a hand-made frame, then the signal stack. 64 KiB, because the kernel's frame alone takes
+    /// 11 KiB on a CPU with AMX and a kick may nest a second one.
+    /// </summary>
+    public const ulong RegisterFile = Window + 0x10000;
+
+    /// <summary>Bytes of the register file.</summary>
+    public const ulong RegisterFileSize = 0x10000;
+
+    /// <summary>Offset in the register file of the hand-made ucontext.</summary>
+    public const ulong FirstFrameOffset = 0x1000;
+
+    /// <summary>Offset in the register file of the hand-made frame's XSAVE image; 64-byte aligned.</summary>
+    public const ulong FirstFpuOffset = 0x1400;
+
+    /// <summary>Offset in the register file of the signal stack.</summary>
+    public const ulong SignalStackOffset = 0x2000;
+
+    /// <summary>End of the window.</summary>
+    public const ulong WindowEnd = RegisterFile + RegisterFileSize;
+
+    /// <summary>Offsets of the three areas in the control memfd, and its size.</summary>
+    public const long StubFileOffset = 0,
+        ControlFileOffset = 0x1000,
+        RegisterFileFileOffset = 0x10000,
+        ControlFileSize = 0x20000;
+
+    /// <summary>Descriptor of the control memfd in the carrier.</summary>
+    public const int ControlFd = 3;
+
+    /// <summary>Descriptor of guest RAM in the carrier.</summary>
+    public const int RamFd = 4;
+
+    /// <summary>Offset of the system-call batch from the control page.</summary>
+    public const int BatchOffset = 0x1000;
+
+    /// <summary>Entries the batch has room for.</summary>
+    public const int BatchCapacity = 256;
+
+    /// <summary>Bytes that the kernel maps around a read fault in page cache (fault_around_bytes, by default 64 KiB).</summary>
+    public const int FaultAround = 0x1_0000;
+
+    /// <summary>Offset of the scratch area for system-call arguments from the control page.</summary>
+    public const int ScratchOffset = 0x5000;
+
+    /// <summary>Bytes of scratch.</summary>
+    public const int ScratchSize = 0x3000;
+}
+
+/// <summary>
+/// The handshake word. Who may write which value: the VMM everything but <see cref="Exited"/>, the stub only that, the
+/// watcher only <see cref="Dead"/>.
+/// </summary>
+internal static class CarrierState
+{
+    /// <summary>Resume the guest.</summary>
+    public const uint Run = 0;
+
+    /// <summary>The carrier has stopped and says why in the control page.</summary>
+    public const uint Exited = 1;
+
+    /// <summary>Make the batch's system calls and report.</summary>
+    public const uint Batch = 2;
+
+    /// <summary>Make the batch's system calls, then resume the guest; report only when one fails.</summary>
+    public const uint BatchThenRun = 3;
+
+    /// <summary>The carrier process is gone.</summary>
+    public const uint Dead = 4;
+}
+
+/// <summary>
+/// What the stub and the VMM say to each other. The guest can write this page too: on the VMM's side every field is input.
+/// Words that the two sides spin on have a cache line of their own.
+/// </summary>
+[StructLayout(LayoutKind.Explicit, Size = 0x1000)]
+internal struct ControlPage
+{
+    /// <summary>The handshake word and futex.</summary>
+    [FieldOffset(0x00)]
+    public uint State;
+
+    /// <summary>The VMM sleeps in a futex on <see cref="State"/>.</summary>
+    [FieldOffset(0x04)]
+    public uint VmmSleeps;
+
+    /// <summary>The carrier sleeps in a futex on <see cref="State"/>.</summary>
+    [FieldOffset(0x08)]
+    public uint CarrierSleeps;
+
+    /// <summary>Address of the ucontext of the guest's frame, in the carrier.</summary>
+    [FieldOffset(0x40)]
+    public ulong Ucontext;
+
+    /// <summary>Address of the siginfo, in the carrier.</summary>
+    [FieldOffset(0x48)]
+    public ulong Siginfo;
+
+    /// <summary>The signal that stopped the guest, or one of <see cref="CarrierReport"/>.</summary>
+    [FieldOffset(0x50)]
+    public int Signal;
+
+    /// <summary>FS base: the kernel's frame does not hold it.</summary>
+    [FieldOffset(0x58)]
+    public ulong FsBase;
+
+    /// <summary>GS base.</summary>
+    [FieldOffset(0x60)]
+    public ulong GsBase;
+
+    /// <summary>Must be <see cref="MagicValue"/> at every exit: a guest that overwrites this page is found out by it.</summary>
+    [FieldOffset(0x68)]
+    public ulong Magic;
+
+    /// <summary>System calls in the batch.</summary>
+    [FieldOffset(0x80)]
+    public int BatchCount;
+
+    /// <summary>How often the stub looks at <see cref="State"/> before it sleeps.</summary>
+    [FieldOffset(0x84)]
+    public uint SpinCount;
+
+    /// <summary>Load FS and GS base before resuming.</summary>
+    [FieldOffset(0x88)]
+    public uint LoadBases;
+
+    /// <summary>Return by XRSTOR and IRETQ instead of rt_sigreturn.</summary>
+    [FieldOffset(0x8C)]
+    public uint ReturnByIret;
+
+    /// <summary>Set by the kick handler when the guest was not running: the next resume reports at once.</summary>
+    [FieldOffset(0x90)]
+    public uint KickPending;
+
+    /// <summary>For the calibration handler: bytes to skip.</summary>
+    [FieldOffset(0x98)]
+    public ulong SkipLength;
+
+    /// <summary>"VBCTRL01" as a little-endian number.</summary>
+    public const ulong MagicValue = 0x3130_4C52_5443_4256;
+}
+
+/// <summary>Values of <see cref="ControlPage.Signal"/> that are not signals.</summary>
+internal static class CarrierReport
+{
+    /// <summary>The stub has started or a batch is done.</summary>
+    public const int Ready = 0;
+
+    /// <summary>A system call of the batch failed.</summary>
+    public const int BatchFailed = -1;
+}
+
+/// <summary>One system call of a batch, or with number <see cref="Touch"/> a range to fault in.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct BatchEntry
+{
+    /// <summary>
+    /// Not a system call: read one byte of every fault-around window from A0 to A1, so that the kernel maps the window's
+    /// 16 pages at once. Costs a third less than MAP_POPULATE, which visits every page.
+    /// </summary>
+    public const long Touch = -1;
+
+    public long Number;
+    public ulong A0;
+    public ulong A1;
+    public ulong A2;
+    public ulong A3;
+    public ulong A4;
+    public ulong A5;
+    public long Result;
+}
+
+/// <summary>
+/// struct ucontext with struct sigcontext in it, as the x86-64 kernel lays it into the signal frame
+/// (arch/x86/include/uapi/asm/ucontext.h, sigcontext.h).
+/// </summary>
+[StructLayout(LayoutKind.Explicit, Size = 304)]
+internal struct SignalContext
+{
+    [FieldOffset(0)]
+    public ulong Flags;
+
+    [FieldOffset(16)]
+    public ulong StackPointer;
+
+    [FieldOffset(24)]
+    public uint StackFlags;
+
+    [FieldOffset(32)]
+    public ulong StackSize;
+
+    [FieldOffset(40)]
+    public ulong R8;
+
+    [FieldOffset(48)]
+    public ulong R9;
+
+    [FieldOffset(56)]
+    public ulong R10;
+
+    [FieldOffset(64)]
+    public ulong R11;
+
+    [FieldOffset(72)]
+    public ulong R12;
+
+    [FieldOffset(80)]
+    public ulong R13;
+
+    [FieldOffset(88)]
+    public ulong R14;
+
+    [FieldOffset(96)]
+    public ulong R15;
+
+    [FieldOffset(104)]
+    public ulong Rdi;
+
+    [FieldOffset(112)]
+    public ulong Rsi;
+
+    [FieldOffset(120)]
+    public ulong Rbp;
+
+    [FieldOffset(128)]
+    public ulong Rbx;
+
+    [FieldOffset(136)]
+    public ulong Rdx;
+
+    [FieldOffset(144)]
+    public ulong Rax;
+
+    [FieldOffset(152)]
+    public ulong Rcx;
+
+    [FieldOffset(160)]
+    public ulong Rsp;
+
+    [FieldOffset(168)]
+    public ulong Rip;
+
+    [FieldOffset(176)]
+    public ulong Eflags;
+
+    [FieldOffset(184)]
+    public ushort Cs;
+
+    [FieldOffset(186)]
+    public ushort Gs;
+
+    [FieldOffset(188)]
+    public ushort Fs;
+
+    [FieldOffset(190)]
+    public ushort Ss;
+
+    [FieldOffset(192)]
+    public ulong ErrorCode;
+
+    [FieldOffset(200)]
+    public ulong TrapNumber;
+
+    [FieldOffset(208)]
+    public ulong OldMask;
+
+    [FieldOffset(216)]
+    public ulong Cr2;
+
+    [FieldOffset(224)]
+    public ulong FpuState;
+
+    [FieldOffset(296)]
+    public ulong SignalMask;
+}
+
+/// <summary>Offsets in the FPU part of the frame (struct _fpstate_64 and _fpx_sw_bytes, sigcontext.h).</summary>
+internal static class FpuFrame
+{
+    /// <summary>Low half of the feature mask that XRSTOR is to restore (sw_reserved.xfeatures).</summary>
+    public const int FeaturesLow = 472;
+
+    /// <summary>High half.</summary>
+    public const int FeaturesHigh = 476;
+
+    /// <summary>Bytes of the legacy (FXSAVE) part; the XSAVE header follows.</summary>
+    public const int LegacySize = 512;
+
+    /// <summary>Bytes of legacy part and XSAVE header.</summary>
+    public const int HeaderEnd = 576;
+
+    /// <summary>XSAVE features 0 (x87) and 1 (SSE): what the FXSAVE image holds.</summary>
+    public const uint X87AndSse = 3;
+}

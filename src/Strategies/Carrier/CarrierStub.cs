@@ -1,0 +1,371 @@
+using System.Runtime.InteropServices;
+using Iced.Intel;
+using VirtBench.Strategies.Native;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace VirtBench.Strategies.Carrier;
+
+/// <summary>
+/// The resident code of a carrier: signal handler, wait loop, system-call batches and the two ways back into the guest.
+/// RBX is the control page's address throughout; no routine uses the stack, except that IRETQ takes its frame from it.
+/// </summary>
+internal sealed class CarrierStub
+{
+    private static readonly (AssemblerRegister64 Register, int Offset)[] FrameRegisters =
+    [
+        (r8, Context(nameof(SignalContext.R8))),
+        (r9, Context(nameof(SignalContext.R9))),
+        (r10, Context(nameof(SignalContext.R10))),
+        (r11, Context(nameof(SignalContext.R11))),
+        (r12, Context(nameof(SignalContext.R12))),
+        (r13, Context(nameof(SignalContext.R13))),
+        (r14, Context(nameof(SignalContext.R14))),
+        (r15, Context(nameof(SignalContext.R15))),
+        (rsi, Context(nameof(SignalContext.Rsi))),
+        (rbp, Context(nameof(SignalContext.Rbp))),
+        (rbx, Context(nameof(SignalContext.Rbx))),
+        (rdx, Context(nameof(SignalContext.Rdx))),
+        (rax, Context(nameof(SignalContext.Rax))),
+        (rcx, Context(nameof(SignalContext.Rcx))),
+        (rdi, Context(nameof(SignalContext.Rdi))), // last: it points at the frame
+    ];
+
+    private readonly Assembler _a = new(64);
+    private Label _handler;
+    private Label _publish;
+    private Label _wait;
+    private Label _batch;
+    private Label _resume;
+    private Label _resumeByIret;
+    private Label _resumeEnd;
+    private Label _signalReturn;
+    private Label _kick;
+    private Label _skip;
+    private Label _skipByIret;
+
+    private CarrierStub()
+    {
+        _handler = _a.CreateLabel();
+        _publish = _a.CreateLabel();
+        _wait = _a.CreateLabel();
+        _batch = _a.CreateLabel();
+        _resume = _a.CreateLabel();
+        _resumeByIret = _a.CreateLabel();
+        _resumeEnd = _a.CreateLabel();
+        _signalReturn = _a.CreateLabel();
+        _kick = _a.CreateLabel();
+        _skip = _a.CreateLabel();
+        _skipByIret = _a.CreateLabel();
+
+        Start();
+        Handler();
+        Publish();
+        Wait();
+        Resume();
+        ResumeByIret();
+        Batch();
+        Kick();
+        Skip();
+
+        using var stream = new MemoryStream();
+        AssemblerResult result = _a.Assemble(
+            new StreamCodeWriter(stream),
+            CarrierLayout.Stub,
+            BlockEncoderOptions.ReturnNewInstructionOffsets
+        );
+        Code = stream.ToArray();
+        if (Code.Length > (int)CarrierLayout.StubSize)
+        {
+            throw new InvalidOperationException($"the stub has {Code.Length} bytes, its page {CarrierLayout.StubSize}");
+        }
+
+        HandlerAddress = result.GetLabelRIP(_handler);
+        KickAddress = result.GetLabelRIP(_kick);
+        SignalReturnAddress = result.GetLabelRIP(_signalReturn);
+        SkipAddress = result.GetLabelRIP(_skip);
+        SkipByIretAddress = result.GetLabelRIP(_skipByIret);
+    }
+
+    /// <summary>The one stub; it is the same for all carriers.</summary>
+    public static CarrierStub Instance { get; } = new();
+
+    /// <summary>Its machine code, to lie at <see cref="CarrierLayout.Stub"/>; its first instruction is the entry.</summary>
+    public byte[] Code { get; }
+
+    /// <summary>Handler of every synchronous signal.</summary>
+    public ulong HandlerAddress { get; }
+
+    /// <summary>Handler of the kick signal.</summary>
+    public ulong KickAddress { get; }
+
+    /// <summary>rt_sigreturn, for SA_RESTORER (which the kernel insists on).</summary>
+    public ulong SignalReturnAddress { get; }
+
+    /// <summary>Calibration: a handler that only skips the instruction and returns by rt_sigreturn.</summary>
+    public ulong SkipAddress { get; }
+
+    /// <summary>Calibration: the same, returning by XRSTOR and IRETQ.</summary>
+    public ulong SkipByIretAddress { get; }
+
+    private static int Context(string field) => (int)Marshal.OffsetOf<SignalContext>(field);
+
+    private static AssemblerMemoryOperand Word(string field) =>
+        __dword_ptr[rbx + (int)Marshal.OffsetOf<ControlPage>(field)];
+
+    private static AssemblerMemoryOperand Quad(string field) =>
+        __qword_ptr[rbx + (int)Marshal.OffsetOf<ControlPage>(field)];
+
+    private static AssemblerMemoryOperand Entry(string field) =>
+        __qword_ptr[r12 + (int)Marshal.OffsetOf<BatchEntry>(field)];
+
+    // First arrival from the boot program: report, then obey.
+    private void Start()
+    {
+        _a.mov(rbx, CarrierLayout.Control);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.jmp(_publish);
+    }
+
+    // In: EDI signal, RSI siginfo, RDX ucontext. Every register may be clobbered: the frame holds the guest's.
+    private void Handler()
+    {
+        _a.Label(ref _handler);
+        _a.mov(rbx, CarrierLayout.Control);
+        _a.mov(Quad(nameof(ControlPage.Ucontext)), rdx);
+        _a.mov(Quad(nameof(ControlPage.Siginfo)), rsi);
+        _a.mov(Word(nameof(ControlPage.Signal)), edi);
+        _a.rdfsbase(rax); // the frame does not hold the bases
+        _a.mov(Quad(nameof(ControlPage.FsBase)), rax);
+        _a.rdgsbase(rax);
+        _a.mov(Quad(nameof(ControlPage.GsBase)), rax);
+        _a.cld();
+    }
+
+    // State := Exited, and wake the VMM if it sleeps. XCHG is the full barrier that orders the store before the load of
+    // VmmSleeps: the VMM sets VmmSleeps, then looks at State, and the futex compares once more.
+    private void Publish()
+    {
+        _a.Label(ref _publish);
+        _a.mov(ebp, CarrierState.Exited);
+        _a.mov(eax, ebp);
+        _a.xchg(Word(nameof(ControlPage.State)), eax);
+        _a.cmp(Word(nameof(ControlPage.VmmSleeps)), 0);
+        _a.je(_wait);
+        _a.lea(rdi, Word(nameof(ControlPage.State)));
+        _a.mov(esi, Linux.FutexWake);
+        _a.mov(edx, 1);
+        _a.mov(eax, Linux.SysFutex);
+        _a.syscall();
+    }
+
+    // Until State differs from EBP: spin SpinCount times, then sleep. Leaves the new state in EAX.
+    private void Wait()
+    {
+        Label spin = _a.CreateLabel();
+        Label sleep = _a.CreateLabel();
+        Label changed = _a.CreateLabel();
+        _a.Label(ref _wait);
+        _a.mov(ecx, Word(nameof(ControlPage.SpinCount)));
+        _a.Label(ref spin);
+        _a.mov(eax, Word(nameof(ControlPage.State)));
+        _a.cmp(eax, ebp);
+        _a.jne(changed);
+        _a.sub(ecx, 1);
+        _a.jb(sleep);
+        _a.pause();
+        _a.jmp(spin);
+
+        _a.Label(ref sleep);
+        _a.mov(eax, 1);
+        _a.xchg(Word(nameof(ControlPage.CarrierSleeps)), eax);
+        _a.lea(rdi, Word(nameof(ControlPage.State)));
+        _a.mov(esi, Linux.FutexWait);
+        _a.mov(edx, ebp);
+        _a.xor(r10d, r10d);
+        _a.mov(eax, Linux.SysFutex);
+        _a.syscall();
+        _a.mov(Word(nameof(ControlPage.CarrierSleeps)), 0);
+        _a.jmp(_wait);
+
+        _a.Label(ref changed);
+        _a.cmp(eax, CarrierState.Run);
+        _a.jne(_batch);
+    }
+
+    // Falls in from Wait. From here to _resumeEnd the frame at Ucontext is whole, so that a kick which lands here may
+    // simply publish it again (see Kick).
+    private void Resume()
+    {
+        Label notKicked = _a.CreateLabel();
+        Label basesLoaded = _a.CreateLabel();
+        _a.Label(ref _resume);
+        _a.cmp(Word(nameof(ControlPage.KickPending)), 0);
+        _a.je(notKicked);
+        _a.mov(Word(nameof(ControlPage.KickPending)), 0);
+        _a.mov(Word(nameof(ControlPage.Signal)), Linux.SigUsr1);
+        _a.jmp(_publish);
+
+        _a.Label(ref notKicked);
+        _a.cmp(Word(nameof(ControlPage.LoadBases)), 0);
+        _a.je(basesLoaded);
+        _a.mov(rax, Quad(nameof(ControlPage.FsBase)));
+        _a.wrfsbase(rax);
+        _a.mov(rax, Quad(nameof(ControlPage.GsBase)));
+        _a.wrgsbase(rax);
+        _a.Label(ref basesLoaded);
+        _a.mov(rdi, Quad(nameof(ControlPage.Ucontext)));
+        _a.cmp(Word(nameof(ControlPage.ReturnByIret)), 0);
+        _a.jne(_resumeByIret);
+        _a.mov(rsp, rdi); // what the handler's RET would leave for the restorer
+
+        _a.Label(ref _signalReturn);
+        _a.mov(eax, Linux.SysRtSigreturn);
+        _a.syscall();
+        _a.ud2();
+    }
+
+    // In: RDI ucontext. The kernel's mask and signal stack need no restoring: the mask is empty, the stack stays armed.
+    // RSP is set together with RIP by IRETQ, so that a kick up to the last instruction finds RSP on the signal stack.
+    private void ResumeByIret()
+    {
+        Label noFpu = _a.CreateLabel();
+        _a.Label(ref _resumeByIret);
+        _a.mov(rsi, __qword_ptr[rdi + Context(nameof(SignalContext.FpuState))]);
+        _a.test(rsi, rsi);
+        _a.je(noFpu);
+        _a.mov(eax, __dword_ptr[rsi + FpuFrame.FeaturesLow]);
+        _a.mov(edx, __dword_ptr[rsi + FpuFrame.FeaturesHigh]);
+        _a.xrstor64(__[rsi]);
+        _a.Label(ref noFpu);
+        _a.lea(rsp, __[rdi - 16]); // below the frame: the ucontext stays whole
+        _a.movzx(eax, __word_ptr[rdi + Context(nameof(SignalContext.Ss))]);
+        _a.push(rax);
+        _a.push(__qword_ptr[rdi + Context(nameof(SignalContext.Rsp))]);
+        _a.push(__qword_ptr[rdi + Context(nameof(SignalContext.Eflags))]);
+        _a.movzx(eax, __word_ptr[rdi + Context(nameof(SignalContext.Cs))]);
+        _a.push(rax);
+        _a.push(__qword_ptr[rdi + Context(nameof(SignalContext.Rip))]);
+        foreach ((AssemblerRegister64 register, int offset) in FrameRegisters)
+        {
+            _a.mov(register, __qword_ptr[rdi + offset]);
+        }
+
+        _a.iretq();
+        _a.Label(ref _resumeEnd);
+        _a.ud2();
+    }
+
+    // In: EAX is Batch or BatchThenRun (anything else, a guest's doing, ends the process). While the guest runs after
+    // BatchThenRun, State still says so: the VMM waits for Exited only.
+    private void Batch()
+    {
+        Label next = _a.CreateLabel();
+        Label done = _a.CreateLabel();
+        Label failed = _a.CreateLabel();
+        Label known = _a.CreateLabel();
+        Label finished = _a.CreateLabel();
+        Label touch = _a.CreateLabel();
+        _a.Label(ref _batch);
+        _a.cmp(eax, CarrierState.Batch);
+        _a.je(known);
+        _a.cmp(eax, CarrierState.BatchThenRun);
+        _a.je(known);
+        _a.mov(edi, 98);
+        _a.mov(eax, Linux.SysExitGroup);
+        _a.syscall();
+
+        _a.Label(ref known);
+        _a.mov(r14d, eax);
+        _a.mov(r13d, Word(nameof(ControlPage.BatchCount)));
+        _a.lea(r12, __[rbx + CarrierLayout.BatchOffset]);
+        _a.Label(ref next);
+        _a.test(r13d, r13d);
+        _a.je(done);
+        _a.mov(rax, Entry(nameof(BatchEntry.Number)));
+        _a.mov(rdi, Entry(nameof(BatchEntry.A0)));
+        _a.mov(rsi, Entry(nameof(BatchEntry.A1)));
+        _a.mov(rdx, Entry(nameof(BatchEntry.A2)));
+        _a.mov(r10, Entry(nameof(BatchEntry.A3)));
+        _a.mov(r8, Entry(nameof(BatchEntry.A4)));
+        _a.mov(r9, Entry(nameof(BatchEntry.A5)));
+        _a.test(rax, rax);
+        _a.js(touch);
+        _a.syscall();
+        _a.mov(Entry(nameof(BatchEntry.Result)), rax);
+        _a.cmp(rax, -4096);
+        _a.ja(failed);
+        _a.Label(ref finished);
+        _a.add(r12, Marshal.SizeOf<BatchEntry>());
+        _a.dec(r13d);
+        _a.jmp(next);
+
+        // BatchEntry.Touch: read a byte at A0 and at every fault-around boundary up to A1.
+        _a.Label(ref touch);
+        _a.mov(cl, __byte_ptr[rdi]);
+        _a.add(rdi, CarrierLayout.FaultAround);
+        _a.and(rdi, -CarrierLayout.FaultAround);
+        _a.cmp(rdi, rsi);
+        _a.jb(touch);
+        _a.jmp(finished);
+
+        _a.Label(ref failed);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.BatchFailed);
+        _a.jmp(_publish);
+
+        _a.Label(ref done);
+        _a.cmp(r14d, CarrierState.BatchThenRun);
+        _a.je(_resume);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.jmp(_publish);
+    }
+
+    // In: RDX ucontext of what was interrupted. The guest: an ordinary exit. The resume section: the guest has not run yet
+    // and its frame is whole, so publish that. Anywhere else in the stub: remember, and go back to it.
+    private void Kick()
+    {
+        Label inStub = _a.CreateLabel();
+        Label remember = _a.CreateLabel();
+        _a.Label(ref _kick);
+        _a.mov(rbx, CarrierLayout.Control);
+        _a.mov(rax, __qword_ptr[rdx + Context(nameof(SignalContext.Rip))]);
+        _a.mov(rcx, CarrierLayout.Stub);
+        _a.sub(rcx, rax);
+        _a.neg(rcx); // RIP − Stub, unsigned
+        _a.cmp(rcx, (int)CarrierLayout.StubSize);
+        _a.jb(inStub);
+        _a.jmp(_handler);
+
+        _a.Label(ref inStub);
+        _a.lea(rcx, __[_resume]);
+        _a.cmp(rax, rcx);
+        _a.jb(remember);
+        _a.lea(rcx, __[_resumeEnd]);
+        _a.cmp(rax, rcx);
+        _a.jae(remember);
+        _a.mov(Word(nameof(ControlPage.Signal)), Linux.SigUsr1);
+        _a.jmp(_publish);
+
+        _a.Label(ref remember);
+        _a.mov(Word(nameof(ControlPage.KickPending)), 1);
+        _a.mov(rsp, rdx);
+        _a.jmp(_signalReturn);
+    }
+
+    // Calibration only: what delivery and return cost when nothing is done in between. In: RDX ucontext.
+    private void Skip()
+    {
+        _a.Label(ref _skip);
+        _a.mov(rbx, CarrierLayout.Control);
+        _a.mov(rax, Quad(nameof(ControlPage.SkipLength)));
+        _a.add(__qword_ptr[rdx + Context(nameof(SignalContext.Rip))], rax);
+        _a.mov(rsp, rdx);
+        _a.jmp(_signalReturn);
+
+        _a.Label(ref _skipByIret);
+        _a.mov(rbx, CarrierLayout.Control);
+        _a.mov(rax, Quad(nameof(ControlPage.SkipLength)));
+        _a.add(__qword_ptr[rdx + Context(nameof(SignalContext.Rip))], rax);
+        _a.mov(rdi, rdx);
+        _a.jmp(_resumeByIret);
+    }
+}

@@ -1,0 +1,443 @@
+using System.ComponentModel;
+using System.Runtime.CompilerServices;
+using System.Runtime.Versioning;
+using VirtBench.Strategies.Carrier;
+using VirtBench.Strategies.Native;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.TrapAndEmulate;
+
+/// <summary>How direct execution is set up.</summary>
+internal sealed record DirectExecutionOptions
+{
+    /// <summary>Make RDTSC and RDTSCP trap.</summary>
+    public required bool TrapTimeStampCounter { get; init; }
+
+    /// <summary>Return to the guest by XRSTOR and IRETQ instead of rt_sigreturn.</summary>
+    public required bool ReturnByIret { get; init; }
+
+    /// <summary>See <see cref="EngineCapabilities.TimeSource"/>.</summary>
+    public required string TimeSource { get; init; }
+}
+
+/// <summary>
+/// Ring-deprivileged direct execution: guest code runs as it is in a carrier process, in the host's ring 3. Privileged
+/// instructions fault there, the kernel turns the fault into a signal, and the stub hands its frame to the VMM: that is the
+/// VM exit. The frame is the guest's register file; returning from the signal is the VM entry.
+/// </summary>
+[SupportedOSPlatform("linux")]
+internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingSink
+{
+    // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
+    // which ring 0 never sees. RF is left out because every fault sets it in the image that the CPU saves.
+    private const ulong GuestFlags = Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Id;
+
+    private readonly VirtualCpu _cpu;
+    private readonly GuestMemory _memory;
+    private readonly DirectExecutionOptions _options;
+    private readonly ShadowMappings _shadow;
+    private readonly Lock _kickGate = new();
+    private CarrierProcess? _carrier;
+    private byte[] _callerMask = [];
+    private bool _kicked;
+    private bool _loadLazyState = true;
+    private bool _ended;
+
+    public DirectExecutionEngine(VirtualCpu cpu, GuestMemory memory, DirectExecutionOptions options)
+    {
+        _cpu = cpu;
+        _memory = memory;
+        _options = options;
+        Capabilities = new EngineCapabilities
+        {
+            Holes = Ring3Holes.All(options.TrapTimeStampCounter),
+            TrapsTimeStampCounter = options.TrapTimeStampCounter,
+            TrapsPrivilegedInstructions = true,
+            LowestAddress = HostLimits.LowestAddress,
+            AddressLimit = CarrierLayout.GuestLimit,
+            TimeSource = options.TimeSource,
+        };
+        _shadow = new ShadowMappings(cpu, memory, Capabilities.LowestAddress, Capabilities.AddressLimit, this);
+    }
+
+    /// <inheritdoc/>
+    public EngineCapabilities Capabilities { get; }
+
+    /// <inheritdoc/>
+    public IEngineClock Clock => HostClock.Instance;
+
+    /// <summary>The carrier, once the guest has run; for tests.</summary>
+    internal CarrierProcess? Carrier => _carrier;
+
+    /// <summary>What is mapped in the carrier; for tests.</summary>
+    internal IReadOnlyList<MappedRun> Mapped => _shadow.Mapped;
+
+    /// <inheritdoc/>
+    public void AttachThread()
+    {
+        if (CarrierPlacement.VmmCpu >= 0)
+        {
+            _callerMask = CarrierPlacement.CurrentThreadMask();
+            CarrierPlacement.Pin(0, CarrierPlacement.VmmCpu);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void DetachThread()
+    {
+        if (_callerMask.Length > 0)
+        {
+            CarrierPlacement.RestoreCurrentThread(_callerMask);
+            _callerMask = [];
+        }
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public VmExit Run()
+    {
+        if (Volatile.Read(ref _kicked))
+        {
+            Volatile.Write(ref _kicked, false);
+            return new VmExit(VmExitReason.Interrupted);
+        }
+
+        try
+        {
+            CarrierProcess carrier = _carrier ?? Start();
+            if (!TryFindFrame(carrier, out SignalContext* frame))
+            {
+                return Corrupted();
+            }
+
+            EnterFrame(carrier, frame);
+            carrier.Resume();
+            carrier.WaitForExit();
+            return Leave(carrier);
+        }
+        catch (CarrierException death)
+        {
+            _ended = true;
+            return new VmExit(VmExitReason.Failed, Message: $"{death.Message}; RIP was last seen at 0x{_cpu.Rip:X}");
+        }
+        catch (Win32Exception refusal)
+        {
+            _ended = true;
+            return new VmExit(VmExitReason.Failed, Message: refusal.Message);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Kick()
+    {
+        Volatile.Write(ref _kicked, true);
+        lock (_kickGate)
+        {
+            _carrier?.Kick();
+        }
+    }
+
+    private CarrierProcess Start()
+    {
+        var carrier = new CarrierProcess(
+            _memory.FileDescriptor,
+            new CarrierOptions
+            {
+                TrapTimeStampCounter = _options.TrapTimeStampCounter,
+                ReturnByIret = _options.ReturnByIret,
+            }
+        );
+        lock (_kickGate)
+        {
+            _carrier = carrier;
+        }
+
+        return carrier;
+    }
+
+    // ------------------------------------------------------------------------------------------------ entry and exit
+
+    /// <summary>The frame that the carrier will return from. Its address comes from memory that the guest can write.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static bool TryFindFrame(CarrierProcess carrier, out SignalContext* frame)
+    {
+        ulong offset = Volatile.Read(ref carrier.Control->Ucontext) - CarrierLayout.RegisterFile;
+        if (offset > CarrierLayout.RegisterFileSize - (ulong)sizeof(SignalContext) || offset % 8 != 0)
+        {
+            frame = null;
+            return false;
+        }
+
+        frame = (SignalContext*)(carrier.RegisterFile + offset);
+        return true;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void EnterFrame(CarrierProcess carrier, SignalContext* frame)
+    {
+        if (_loadLazyState)
+        {
+            StoreLazyState(carrier, frame);
+        }
+
+        GuestRegisters* r = _cpu.Registers;
+        frame->Rax = r->Gpr[Gpr.Rax];
+        frame->Rcx = r->Gpr[Gpr.Rcx];
+        frame->Rdx = r->Gpr[Gpr.Rdx];
+        frame->Rbx = r->Gpr[Gpr.Rbx];
+        frame->Rsp = r->Gpr[Gpr.Rsp];
+        frame->Rbp = r->Gpr[Gpr.Rbp];
+        frame->Rsi = r->Gpr[Gpr.Rsi];
+        frame->Rdi = r->Gpr[Gpr.Rdi];
+        frame->R8 = r->Gpr[Gpr.R8];
+        frame->R9 = r->Gpr[Gpr.R8 + 1];
+        frame->R10 = r->Gpr[Gpr.R8 + 2];
+        frame->R11 = r->Gpr[Gpr.R8 + 3];
+        frame->R12 = r->Gpr[Gpr.R8 + 4];
+        frame->R13 = r->Gpr[Gpr.R8 + 5];
+        frame->R14 = r->Gpr[Gpr.R8 + 6];
+        frame->R15 = r->Gpr[Gpr.R8 + 7];
+        frame->Rip = r->Rip;
+        frame->Eflags = (r->Rflags & GuestFlags) | Rflags.AlwaysSet | Rflags.If;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private VmExit Leave(CarrierProcess carrier)
+    {
+        int signal = Volatile.Read(ref carrier.Control->Signal);
+        if (carrier.Control->Magic != ControlPage.MagicValue || !TryFindFrame(carrier, out SignalContext* frame))
+        {
+            return Corrupted();
+        }
+
+        if (signal == CarrierReport.BatchFailed)
+        {
+            throw carrier.BatchFailure();
+        }
+
+        GuestRegisters* r = _cpu.Registers;
+        ulong rip = frame->Rip;
+        if (
+            rip - CarrierLayout.Window < CarrierLayout.WindowEnd - CarrierLayout.Window
+            || signal == CarrierReport.Ready
+        )
+        {
+            _ended = true;
+            return new VmExit(
+                VmExitReason.Failed,
+                Message: $"the guest jumped into the monitor window at 0x{CarrierLayout.Window:X}, RIP 0x{rip:X}"
+            );
+        }
+
+        r->Gpr[Gpr.Rax] = frame->Rax;
+        r->Gpr[Gpr.Rcx] = frame->Rcx;
+        r->Gpr[Gpr.Rdx] = frame->Rdx;
+        r->Gpr[Gpr.Rbx] = frame->Rbx;
+        r->Gpr[Gpr.Rsp] = frame->Rsp;
+        r->Gpr[Gpr.Rbp] = frame->Rbp;
+        r->Gpr[Gpr.Rsi] = frame->Rsi;
+        r->Gpr[Gpr.Rdi] = frame->Rdi;
+        r->Gpr[Gpr.R8] = frame->R8;
+        r->Gpr[Gpr.R8 + 1] = frame->R9;
+        r->Gpr[Gpr.R8 + 2] = frame->R10;
+        r->Gpr[Gpr.R8 + 3] = frame->R11;
+        r->Gpr[Gpr.R8 + 4] = frame->R12;
+        r->Gpr[Gpr.R8 + 5] = frame->R13;
+        r->Gpr[Gpr.R8 + 6] = frame->R14;
+        r->Gpr[Gpr.R8 + 7] = frame->R15;
+        r->Rip = rip;
+        r->Rflags = (r->Rflags & ~GuestFlags) | (frame->Eflags & GuestFlags) | Rflags.AlwaysSet;
+
+        if (signal != Linux.SigUsr1)
+        {
+            carrier.Control->LoadBases = 0; // the guest has run with the bases it was given
+        }
+
+        return Classify(carrier, signal, frame);
+    }
+
+    // The kernel's trapno is the CPU's vector; the signal number adds nothing to it but SIGSYS and the kick.
+    private VmExit Classify(CarrierProcess carrier, int signal, SignalContext* frame)
+    {
+        if (signal == Linux.SigUsr1)
+        {
+            Volatile.Write(ref _kicked, false);
+            return new VmExit(VmExitReason.Interrupted);
+        }
+
+        if (signal == Linux.SigSys)
+        {
+            return ClassifySystemCall(carrier);
+        }
+
+        ulong error = frame->ErrorCode;
+        switch (frame->TrapNumber)
+        {
+            case Vector.GeneralProtection:
+                return new VmExit(VmExitReason.PrivilegedInstruction, Vector.GeneralProtection, (uint)error);
+
+            case Vector.PageFault:
+                // The P bit speaks of the host's mapping, not of the guest's tables: the core walks those itself.
+                PageAccess access =
+                    (error & PageFaultError.Fetch) != 0 ? PageAccess.Execute
+                    : (error & PageFaultError.Write) != 0 ? PageAccess.Write
+                    : PageAccess.Read;
+                return new VmExit(VmExitReason.PageFault, Address: frame->Cr2, Access: access);
+
+            case Vector.Debug:
+                _cpu.Dr6 |= 1 << 14; // BS, single step: nothing else raises #DB in the carrier
+                return new VmExit(VmExitReason.Exception, Vector.Debug);
+
+            case var vector
+            and (< 32):
+                return new VmExit(
+                    VmExitReason.Exception,
+                    (byte)vector,
+                    Vector.HasErrorCode((byte)vector) ? (uint)error : 0
+                );
+
+            default:
+                return Corrupted();
+        }
+    }
+
+    // RIP is behind the instruction. INT 0x80 arrives as an i386 system call; to the guest it is a software interrupt.
+    private VmExit ClassifySystemCall(CarrierProcess carrier)
+    {
+        const int architectureOffset = 28; // siginfo_t.si_arch
+        const uint i386 = 0x4000_0003; // AUDIT_ARCH_I386
+        ulong offset = Volatile.Read(ref carrier.Control->Siginfo) - CarrierLayout.RegisterFile;
+        if (offset > CarrierLayout.RegisterFileSize - 128)
+        {
+            return Corrupted();
+        }
+
+        if (*(uint*)(carrier.RegisterFile + offset + architectureOffset) == i386)
+        {
+            _cpu.Rip -= 2;
+            return new VmExit(VmExitReason.PrivilegedInstruction, Vector.GeneralProtection);
+        }
+
+        return new VmExit(VmExitReason.SystemCall);
+    }
+
+    private VmExit Corrupted()
+    {
+        _ended = true;
+        return new VmExit(
+            VmExitReason.Failed,
+            Message: "the guest overwrote the carrier's control memory in the monitor window at "
+                + $"0x{CarrierLayout.Window:X}; RIP was last seen at 0x{_cpu.Rip:X}"
+        );
+    }
+
+    // ------------------------------------------------------------------------------------------------ lazy state
+
+    /// <inheritdoc/>
+    public void SaveLazyState()
+    {
+        // Nothing newer than the core's own copy: the guest has not run since, or its carrier is beyond asking.
+        if (_loadLazyState || _ended || _carrier is not { } carrier)
+        {
+            return;
+        }
+
+        if (!TryFindFrame(carrier, out SignalContext* frame) || !TryFindFpu(carrier, frame, out byte* fpu))
+        {
+            return;
+        }
+
+        new ReadOnlySpan<byte>(fpu, FpuFrame.LegacySize).CopyTo(
+            new Span<byte>(_cpu.Registers->Fxsave, FpuFrame.LegacySize)
+        );
+        _cpu.Fs = _cpu.Fs with { Base = carrier.Control->FsBase };
+        _cpu.Gs = _cpu.Gs with { Base = carrier.Control->GsBase };
+    }
+
+    /// <inheritdoc/>
+    public void LoadLazyState() => _loadLazyState = true;
+
+    // Into the frame: the return path loads it from there, whichever it is.
+    private void StoreLazyState(CarrierProcess carrier, SignalContext* frame)
+    {
+        _loadLazyState = false;
+        carrier.Control->FsBase = _cpu.Fs.Base;
+        carrier.Control->GsBase = _cpu.Gs.Base;
+        carrier.Control->LoadBases = 1;
+        if (TryFindFpu(carrier, frame, out byte* fpu))
+        {
+            const int swReserved = 464; // the kernel's words in the image's unused tail: which features, which sizes
+            new ReadOnlySpan<byte>(_cpu.Registers->Fxsave, swReserved).CopyTo(new Span<byte>(fpu, swReserved));
+            *(ulong*)(fpu + FpuFrame.LegacySize) |= FpuFrame.X87AndSse; // XSTATE_BV: these two are not in their initial state
+        }
+    }
+
+    private static bool TryFindFpu(CarrierProcess carrier, SignalContext* frame, out byte* fpu)
+    {
+        ulong offset = frame->FpuState - CarrierLayout.RegisterFile;
+        bool inside = offset <= CarrierLayout.RegisterFileSize - FpuFrame.HeaderEnd;
+        fpu = inside ? carrier.RegisterFile + offset : null;
+        return inside;
+    }
+
+    // ------------------------------------------------------------------------------------------------ shadow page table
+
+    /// <inheritdoc/>
+    public string? Map(in ShadowPage page) => _shadow.Add(page);
+
+    /// <inheritdoc/>
+    public void SwitchAddressSpace() => _shadow.Switch();
+
+    /// <inheritdoc/>
+    public void InvalidatePage(ulong address) => _shadow.Invalidate(address);
+
+    void IMappingSink.Map(in MappedRun run, bool populate)
+    {
+        bool single = run.Length <= GuestMemory.PageSize;
+        Queue(
+            Linux.SysMmap,
+            run.Address,
+            run.Length,
+            ShadowMappings.Protection(run.Access),
+            (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
+            CarrierLayout.RamFd,
+            run.Physical
+        );
+        if (populate && !single)
+        {
+            Queue(BatchEntry.Touch, run.Address, run.End);
+        }
+    }
+
+    void IMappingSink.Protect(in MappedRun run) =>
+        Queue(Linux.SysMprotect, run.Address, run.Length, ShadowMappings.Protection(run.Access));
+
+    void IMappingSink.Unmap(ulong start, ulong end) => Queue(Linux.SysMunmap, start, end - start);
+
+    private void Queue(long number, ulong a0, ulong a1, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)
+    {
+        if (_carrier is not { } carrier)
+        {
+            return; // nothing is mapped before the first entry, so nothing needs changing
+        }
+
+        if (carrier.PendingCalls == CarrierLayout.BatchCapacity)
+        {
+            carrier.Flush();
+        }
+
+        carrier.Queue(number, a0, a1, a2, a3, a4, a5);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        lock (_kickGate)
+        {
+            _carrier?.Dispose();
+            _carrier = null;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+using System.ComponentModel;
+using System.Runtime.InteropServices;
+using System.Runtime.Versioning;
+using VirtBench.Strategies.Carrier;
+using VirtBench.Strategies.Native;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.TrapAndEmulate;
+
+/// <summary>
+/// Whether this host can run guests directly, found out by doing it: a guest of three instructions is trapped and resumed
+/// over each return path, and every register must come back as it went in.
+/// </summary>
+internal static class DirectExecutionProbe
+{
+    private const ulong CodeAddress = 0x8_0000;
+
+    private static readonly Lazy<(string? Reason, string? IretReason)> Result = new(Probe);
+
+    /// <summary>Why the host cannot run guests directly, in one line; null when it can.</summary>
+    public static string? UnavailableReason => Result.Value.Reason;
+
+    /// <summary>Why the return by XRSTOR and IRETQ is not used; null when its self-check has passed.</summary>
+    public static string? IretRefusal => Result.Value.IretReason;
+
+    private static (string?, string?) Probe()
+    {
+        if (!OperatingSystem.IsLinux() || RuntimeInformation.ProcessArchitecture != Architecture.X64)
+        {
+            string host = $"{RuntimeInformation.RuntimeIdentifier}";
+            return ($"needs Linux on x86-64, this host is {host}; use the simulated strategies", null);
+        }
+
+        const ulong atHwcap2 = 26;
+        const ulong fsgsbase = 2; // HWCAP2_FSGSBASE
+        if ((Linux.Getauxval(atHwcap2) & fsgsbase) == 0)
+        {
+            return ("needs the FSGSBASE instructions, which this CPU or kernel (before 5.9) does not offer", null);
+        }
+
+        string? reason = SelfCheck(returnByIret: false);
+        return (reason, reason ?? SelfCheck(returnByIret: true));
+    }
+
+    [SupportedOSPlatform("linux")]
+    private static unsafe string? SelfCheck(bool returnByIret)
+    {
+        try
+        {
+            using var memory = new GuestMemory(GuestMemory.MinimumSize);
+            using var cpu = new VirtualCpu();
+            using var engine = new DirectExecutionEngine(
+                cpu,
+                memory,
+                new DirectExecutionOptions
+                {
+                    TrapTimeStampCounter = true,
+                    ReturnByIret = returnByIret,
+                    TimeSource = "self-check",
+                }
+            );
+            byte[] code = [0xFA, 0xFA, 0xFA]; // cli
+            memory.Write(CodeAddress, code);
+            cpu.Rip = CodeAddress;
+            FillWithPattern(cpu);
+
+            for (int trap = 0; trap < code.Length; trap++)
+            {
+                var before = new ReadOnlySpan<byte>(cpu.Registers, GuestRegisters.Size).ToArray();
+                VmExit exit = engine.Run();
+                if (exit.Reason == VmExitReason.PageFault && exit.Address == CodeAddress)
+                {
+                    _ = engine.Map(
+                        new ShadowPage(
+                            CodeAddress,
+                            CodeAddress,
+                            CodeAddress,
+                            4096,
+                            PageAccess.Read | PageAccess.Execute
+                        )
+                    );
+                    exit = engine.Run();
+                }
+
+                if (exit.Reason != VmExitReason.PrivilegedInstruction)
+                {
+                    return $"the self-check's CLI did not trap in ring 3: {exit.Message ?? exit.Reason.ToString()}";
+                }
+
+                engine.SaveLazyState();
+                var after = new ReadOnlySpan<byte>(cpu.Registers, GuestRegisters.Size);
+                int difference = FirstDifference(before, after);
+                if (difference >= 0 || cpu.Fs.Base != FsPattern || cpu.Gs.Base != GsPattern)
+                {
+                    string path = returnByIret ? "XRSTOR and IRETQ" : "rt_sigreturn";
+                    return $"the self-check of the return by {path} found registers changed (byte {difference})";
+                }
+
+                cpu.Rip++;
+            }
+
+            return null;
+        }
+        catch (Exception e) when (e is Win32Exception or CarrierException)
+        {
+            return $"the host does not let a process be set up as a carrier: {e.Message}";
+        }
+    }
+
+    private const ulong FsPattern = 0x1234_5678_9000;
+    private const ulong GsPattern = 0x2345_6789_A000;
+
+    private static unsafe void FillWithPattern(VirtualCpu cpu)
+    {
+        for (int i = 0; i < 16; i++)
+        {
+            cpu[i] = 0x0101_0101_0101_0101UL * (ulong)(i + 1);
+        }
+
+        cpu.Rflags |= Rflags.Cf | Rflags.Zf | Rflags.Of | Rflags.Df;
+        byte* xmm = (byte*)cpu.Registers + GuestRegisters.XmmOffset;
+        for (int i = 0; i < 256; i++)
+        {
+            xmm[i] = (byte)(i ^ 0x5A);
+        }
+
+        cpu.Fs = cpu.Fs with { Base = FsPattern };
+        cpu.Gs = cpu.Gs with { Base = GsPattern };
+    }
+
+    // Registers, RIP, RFLAGS; MXCSR and XMM. The x87 part's last-instruction pointers are the kernel's to lose.
+    private static int FirstDifference(ReadOnlySpan<byte> before, ReadOnlySpan<byte> after)
+    {
+        const int general = 144;
+        int common = before[..general].CommonPrefixLength(after[..general]);
+        if (common < general)
+        {
+            return common;
+        }
+
+        const int length = 256;
+        ReadOnlySpan<byte> xmmBefore = before.Slice(GuestRegisters.XmmOffset, length);
+        common = xmmBefore.CommonPrefixLength(after.Slice(GuestRegisters.XmmOffset, length));
+        if (common < length)
+        {
+            return GuestRegisters.XmmOffset + common;
+        }
+
+        ReadOnlySpan<byte> mxcsr = before.Slice(GuestRegisters.MxcsrOffset, 4);
+        return mxcsr.SequenceEqual(after.Slice(GuestRegisters.MxcsrOffset, 4)) ? -1 : GuestRegisters.MxcsrOffset;
+    }
+}

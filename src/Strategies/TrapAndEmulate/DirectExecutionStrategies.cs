@@ -1,0 +1,81 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.TrapAndEmulate;
+
+/// <summary>What the two strategies that run guest code directly in a carrier have in common.</summary>
+public abstract class DirectExecutionStrategy : Strategy
+{
+    /// <inheritdoc/>
+    public override bool IsSimulated => false;
+
+    /// <summary>RDTSC and RDTSCP exit to the VMM.</summary>
+    protected abstract bool TrapsTimeStampCounter { get; }
+
+    /// <inheritdoc/>
+    public override string? UnavailableReason() => DirectExecutionProbe.UnavailableReason;
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
+    {
+        if (!OperatingSystem.IsLinux() || UnavailableReason() is not null)
+        {
+            throw new PlatformNotSupportedException(UnavailableReason());
+        }
+
+        bool byIret = DirectExecutionProbe.IretRefusal is null;
+        return new DirectExecutionEngine(
+            cpu,
+            memory,
+            new DirectExecutionOptions
+            {
+                TrapTimeStampCounter = TrapsTimeStampCounter,
+                ReturnByIret = byIret,
+                TimeSource = byIret
+                    ? "measured on this host; exits are signals, return by xrstor+iretq"
+                    : "measured on this host; exits are signals, return by rt_sigreturn",
+            }
+        );
+    }
+}
+
+/// <summary>Classic trap-and-emulate by ring deprivileging: guest ring 0 runs in the host's ring 3.</summary>
+public sealed class TrapAndEmulateStrategy : DirectExecutionStrategy
+{
+    /// <inheritdoc/>
+    public override string Id => "trap-and-emulate";
+
+    /// <inheritdoc/>
+    public override string Label => "Trap-and-emulate";
+
+    /// <inheritdoc/>
+    public override string Description =>
+        "guest ring 0 runs directly in the host's ring 3; privileged instructions trap and are emulated";
+
+    /// <inheritdoc/>
+    public override bool RunsPrivilegedGuests => true;
+
+    /// <inheritdoc/>
+    protected override bool TrapsTimeStampCounter => true;
+}
+
+/// <summary>The baseline: guest code runs directly in ring 3 and nothing in a region traps.</summary>
+public sealed class NativeStrategy : DirectExecutionStrategy
+{
+    /// <inheritdoc/>
+    public override string Id => "native";
+
+    /// <inheritdoc/>
+    public override string Label => "Native";
+
+    /// <inheritdoc/>
+    public override string Description =>
+        "the baseline: ring 3, RDTSC not trapped; only workloads that need no privilege";
+
+    /// <inheritdoc/>
+    public override bool RunsPrivilegedGuests => false;
+
+    /// <inheritdoc/>
+    protected override bool TrapsTimeStampCounter => false;
+}

@@ -1,0 +1,134 @@
+using Iced.Intel;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Vmm.Emulation;
+
+// IN, OUT and their string forms (Intel SDM vol. 2; vol. 1, chapter 20). There is no I/O permission bitmap: above IOPL all
+// ports are forbidden.
+public sealed partial class InstructionEmulator
+{
+    /// <summary>
+    /// Repetitions of a string instruction in one exit. The rest follows in further exits, so that a kick is never held up
+    /// for longer than this takes.
+    /// </summary>
+    private const int RepetitionsPerExit = 4096;
+
+    /// <summary>While single-stepping, the trap comes after every repetition.</summary>
+    private int RepetitionLimit => (_cpu.Rflags & Rflags.Tf) != 0 ? 1 : RepetitionsPerExit;
+
+    private EmulationResult In()
+    {
+        if (_cpu.Cpl > Iopl)
+        {
+            return Raise(Vector.GeneralProtection);
+        }
+
+        Register target = Instruction.Op0Register;
+        uint value = _ports.Read(Port(Instruction, 1), target.GetSize(), _cpu.Rip);
+        WriteRegister(target, value);
+        return Done();
+    }
+
+    private EmulationResult Out()
+    {
+        if (_cpu.Cpl > Iopl)
+        {
+            return Raise(Vector.GeneralProtection);
+        }
+
+        Register source = Instruction.Op1Register;
+        _ports.Write(Port(Instruction, 0), source.GetSize(), (uint)ReadRegister(source), _cpu.Rip);
+        return Done();
+    }
+
+    private ushort Port(in Instruction instruction, int operand) =>
+        instruction.GetOpKind(operand) == OpKind.Immediate8 ? instruction.Immediate8 : (ushort)_cpu[Gpr.Rdx];
+
+    private EmulationResult Ins()
+    {
+        if (_cpu.Cpl > Iopl)
+        {
+            return Raise(Vector.GeneralProtection);
+        }
+
+        int size = Instruction.MemorySize.GetSize();
+        ulong addressMask = StringAddressMask();
+        ushort port = (ushort)_cpu[Gpr.Rdx];
+        ulong left = Repetitions(addressMask, out bool repeats);
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
+        {
+            ulong address = _cpu[Gpr.Rdi] & addressMask;
+
+            // Before the device gives a value away, its place must be known to take it.
+            if (!_space.TryProbe(address, size, PageAccess.Write | User, out _event))
+            {
+                return EmulationResult.Event;
+            }
+
+            uint value = _ports.Read(port, size, _cpu.Rip);
+            if (!_space.TryWrite(address, Bytes(ref value, size), User, out _event))
+            {
+                return EmulationResult.Event;
+            }
+
+            Step(Gpr.Rdi, size, addressMask);
+            left = CountDown(addressMask, repeats);
+        }
+
+        return left > 0 ? EmulationResult.Done : Done();
+    }
+
+    private EmulationResult Outs()
+    {
+        if (_cpu.Cpl > Iopl)
+        {
+            return Raise(Vector.GeneralProtection);
+        }
+
+        int size = Instruction.MemorySize.GetSize();
+        ulong addressMask = StringAddressMask();
+        ulong segmentBase = SegmentBase(Instruction.MemorySegment);
+        ushort port = (ushort)_cpu[Gpr.Rdx];
+        ulong left = Repetitions(addressMask, out bool repeats);
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
+        {
+            uint value = 0;
+            ulong address = segmentBase + (_cpu[Gpr.Rsi] & addressMask);
+            if (!_space.TryRead(address, Bytes(ref value, size), PageAccess.Read | User, out _event))
+            {
+                CorrectStackFault(Instruction.MemorySegment);
+                return EmulationResult.Event;
+            }
+
+            _ports.Write(port, size, value, _cpu.Rip);
+            Step(Gpr.Rsi, size, addressMask);
+            left = CountDown(addressMask, repeats);
+        }
+
+        return left > 0 ? EmulationResult.Done : Done();
+    }
+
+    /// <summary>How many repetitions are left: RCX (ECX) with a repeat prefix of either kind, else one.</summary>
+    private ulong Repetitions(ulong addressMask, out bool repeats)
+    {
+        repeats = Instruction.HasRepPrefix || Instruction.HasRepnePrefix;
+        return repeats ? _cpu[Gpr.Rcx] & addressMask : 1;
+    }
+
+    /// <summary>Commits one repetition's index register.</summary>
+    private void Step(int index, int size, ulong addressMask)
+    {
+        ulong step = (_cpu.Rflags & Rflags.Df) != 0 ? (ulong)-size : (ulong)size;
+        _cpu[index] = (_cpu[index] + step) & addressMask;
+    }
+
+    /// <summary>Commits one repetition's count and returns how many are left.</summary>
+    private ulong CountDown(ulong addressMask, bool repeats) =>
+        repeats ? _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - 1) & addressMask : 0;
+
+    private static unsafe Span<byte> Bytes(ref uint value, int size) =>
+        new(System.Runtime.CompilerServices.Unsafe.AsPointer(ref value), size);
+}

@@ -1,0 +1,309 @@
+using Iced.Intel;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Devices;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace VirtBench.Workloads;
+
+/// <summary>
+/// The program that every workload with a fixed work unit shares. A unit is cut into <see cref="Workload.MaximumTrapsPerUnit"/>
+/// slots, the same for every k; k of the slots, spread evenly, hold one sensitive instruction each. So k = 16 executes the
+/// filler of k = 0, with the same loops at the same addresses, and nothing but the sensitive instructions differs. In a slot
+/// without one, redundant prefixes of the next instruction take its place in the code: loops that moved by two bytes have cost
+/// 5 % of a unit, more than 16 untrapped RDTSCs.
+/// </summary>
+/// <remarks>
+/// <code>
+/// units:  slot 0 … slot S−1          each: before, [sensitive], after, filler
+///         dec r12; jnz units; ret
+/// entry:  read parameters; set up; run the warm-up units
+///         rdtsc; out 0xB0; run the measured units; out 0xB8; out 0xB4; rdtsc
+///         fold what is left into the checksum; result block; out 0xF4
+/// </code>
+/// Registers: r14 and rbx the checksum's two halves, r12 units left, r15 units to measure, r13 the TSC at the start, rcx the
+/// filler's inner loops. rax, rdx, rsi, rdi and r8–r11 belong to the workload; rbp is free.
+/// </remarks>
+public abstract class SlottedWorkload : Workload
+{
+    /// <summary>Where images are assembled: identity-mapped, so linear and guest-physical alike.</summary>
+    public const ulong ImageBase = 0x10_0000;
+
+    /// <summary>Instructions of the inner filler loop's body, DEC and JNZ not counted.</summary>
+    private const int LoopBody = 14;
+
+    /// <summary>Instructions that one turn of the inner filler loop executes.</summary>
+    private const int LoopTurn = LoopBody + 2;
+
+    /// <summary>DEC and JNZ of the units loop.</summary>
+    private const int UnitControl = 2;
+
+    // Odd, so that no half starts with the zero that rotations and shifts keep.
+    private const ulong ChecksumSeed = 0x9E37_79B9_7F4A_7C15;
+
+    /// <summary>Instructions other than the sensitive one and the filler that each slot executes.</summary>
+    protected virtual int SlotInstructions => 0;
+
+    /// <summary>Least value of <see cref="WorkloadOptions.FillerInstructions"/>.</summary>
+    public int MinimumFiller => UnitControl + (MaximumTrapsPerUnit * SlotInstructions);
+
+    /// <inheritdoc/>
+    public sealed override GuestImage Build(WorkloadOptions options)
+    {
+        if (options.TrapsPerUnit < 0 || options.TrapsPerUnit > MaximumTrapsPerUnit)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(options),
+                $"{Id} has room for 0 to {MaximumTrapsPerUnit} traps per unit, not {options.TrapsPerUnit}"
+            );
+        }
+
+        if (options.FillerInstructions < MinimumFiller)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(options),
+                $"a unit of {Id} has at least {MinimumFiller} instructions besides the sensitive ones, not {options.FillerInstructions}"
+            );
+        }
+
+        var a = new Assembler(64);
+        Label units = a.CreateLabel("units");
+        Label entry = a.CreateLabel("entry");
+
+        // The units loop comes first: the image's base aligns it, whatever is set up behind it.
+        a.Label(ref units);
+        EmitUnit(a, options);
+        a.dec(r12);
+        a.jnz(units);
+        a.ret();
+
+        a.Label(ref entry);
+        ReadParameters(a);
+        EmitSetup(a);
+        RunUnits(a, units);
+        a.mov(r12, r15);
+        BeginRegion(a);
+        RunUnits(a, units);
+        EndRegion(a);
+        FoldIntoChecksum(a);
+        LeaveResult(a);
+
+        using var code = new MemoryStream();
+        AssemblerResult assembled = a.Assemble(
+            new StreamCodeWriter(code),
+            ImageBase,
+            BlockEncoderOptions.ReturnNewInstructionOffsets
+        );
+        byte[] content = code.ToArray();
+        return new GuestImage(
+            $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",
+            assembled.GetLabelRIP(entry),
+            [new ImageSegment(ImageBase, content, (ulong)content.Length, Executable: true), .. DataSegments()]
+        );
+    }
+
+    /// <summary>Runs once before the warm-up. May clobber the workload's registers; must keep r12–r15 and rbx.</summary>
+    protected virtual void EmitSetup(Assembler a) { }
+
+    /// <summary>
+    /// Sets the sensitive instruction's operands, before the warm-up and again between the begin marker and the units loop,
+    /// as the markers use rax and rdx. Clobbers the workload's registers only.
+    /// </summary>
+    protected virtual void LoadOperands(Assembler a) { }
+
+    /// <summary>In every slot, whatever k: what comes before the sensitive instruction.</summary>
+    protected virtual void EmitBefore(Assembler a) { }
+
+    /// <summary>The sensitive instruction alone: exactly one instruction. Its result must not get into r14 or rbx.</summary>
+    protected abstract void EmitSensitive(Assembler a);
+
+    /// <summary>In every slot, whatever k: what follows the sensitive instruction's place.</summary>
+    protected virtual void EmitAfter(Assembler a) { }
+
+    /// <summary>After the region: adds what the sensitive instructions have left somewhere to r14.</summary>
+    protected virtual void FoldIntoChecksum(Assembler a) { }
+
+    /// <summary>Segments besides the code.</summary>
+    protected virtual IEnumerable<ImageSegment> DataSegments() => [];
+
+    /// <summary>True for the k of the slots that hold the sensitive instruction: the first, and the others evenly spread.</summary>
+    internal static bool HoldsSensitive(int slot, int slots, int trapsPerUnit) =>
+        (long)slot * trapsPerUnit % slots < trapsPerUnit;
+
+    private void EmitUnit(Assembler a, WorkloadOptions options)
+    {
+        int slots = MaximumTrapsPerUnit;
+        int filler = options.FillerInstructions - MinimumFiller;
+        int padding = SensitiveLength();
+        for (int slot = 0; slot < slots; slot++)
+        {
+            EmitBefore(a);
+            bool holds = HoldsSensitive(slot, slots, options.TrapsPerUnit);
+            if (holds)
+            {
+                EmitSensitive(a);
+            }
+
+            EmitAfter(a);
+            EmitFiller(a, (int)(((slot + 1L) * filler / slots) - ((long)slot * filler / slots)), holds ? 0 : padding);
+        }
+    }
+
+    /// <summary>Bytes of the sensitive instruction; 0 when there is none.</summary>
+    private int SensitiveLength()
+    {
+        var a = new Assembler(64);
+        EmitSensitive(a);
+        using var code = new MemoryStream();
+        a.Assemble(new StreamCodeWriter(code), ImageBase);
+        return (int)code.Length;
+    }
+
+    /// <summary>
+    /// Executes exactly <paramref name="instructions"/> instructions, the first of them with so many redundant prefixes.
+    /// Clobbers rcx and flags; mixes r14 and rbx.
+    /// </summary>
+    private static void EmitFiller(Assembler a, int instructions, int prefixes)
+    {
+        const byte dataSegment = 0x3E; // means nothing in 64-bit mode
+        for (int i = 0; i < prefixes && instructions > 0; i++)
+        {
+            a.db(dataSegment);
+        }
+
+        int turns = (instructions - 1) / LoopTurn;
+        if (turns >= 2)
+        {
+            Label loop = a.CreateLabel();
+            a.mov(ecx, turns);
+            a.Label(ref loop);
+            for (int i = 0; i < LoopBody; i++)
+            {
+                EmitMixing(a, i);
+            }
+
+            a.dec(ecx);
+            a.jnz(loop);
+            instructions -= 1 + (turns * LoopTurn);
+        }
+
+        for (int i = 0; i < instructions; i++)
+        {
+            EmitMixing(a, i);
+        }
+    }
+
+    // One dependency chain, so that its time hardly depends on where a trap cuts it. Each step is a bijection of (r14, rbx):
+    // no work done is ever forgotten, and no input collapses to zero. Clobbers flags.
+    private static void EmitMixing(Assembler a, int step)
+    {
+        switch (step % LoopBody)
+        {
+            case 0:
+                a.add(r14, rbx);
+                break;
+            case 1:
+                a.rol(r14, 13);
+                break;
+            case 2:
+                a.xor(rbx, r14);
+                break;
+            case 3:
+                a.lea(rbx, __[rbx + (rbx * 4) + 1]);
+                break;
+            case 4:
+                a.sub(r14, rbx);
+                break;
+            case 5:
+                a.ror(r14, 7);
+                break;
+            case 6:
+                a.add(rbx, r14);
+                break;
+            case 7:
+                a.not(rbx);
+                break;
+            case 8:
+                a.xor(r14, rbx);
+                break;
+            case 9:
+                a.add(r14, 0x1234567);
+                break;
+            case 10:
+                a.rol(r14, 29);
+                break;
+            case 11:
+                a.sub(rbx, r14);
+                break;
+            case 12:
+                a.neg(rbx);
+                break;
+            default:
+                a.xor(r14, rbx);
+                break;
+        }
+    }
+
+    /// <summary>RDI is the boot information's address. r12 = warm-up units, r15 = units to measure; seeds the checksum.</summary>
+    private static void ReadParameters(Assembler a)
+    {
+        a.mov(r12, __[rdi + BootInformation.ParametersOffset]);
+        a.mov(r15, __[rdi + BootInformation.ParametersOffset + 8]);
+        a.mov(r14, ChecksumSeed);
+        a.mov(rbx, ~ChecksumSeed);
+    }
+
+    /// <summary>Runs r12 units, none included. Clobbers rcx, flags and what the slots clobber; leaves r12 = 0.</summary>
+    private void RunUnits(Assembler a, Label units)
+    {
+        Label none = a.CreateLabel();
+        LoadOperands(a);
+        a.test(r12, r12);
+        a.jz(none);
+        a.call(units);
+        a.Label(ref none);
+        a.nop();
+    }
+
+    /// <summary>r13 = TSC; then the begin marker. Clobbers rax, rdx and flags.</summary>
+    private static void BeginRegion(Assembler a)
+    {
+        ReadTimeStamp(a);
+        a.mov(r13, rax);
+        a.mov(eax, MeasuredRegionId);
+        a.@out((byte)MeasurementPorts.Begin, eax);
+    }
+
+    /// <summary>The end marker with r15 units; then r13 = TSC ticks since the start. Clobbers rax, rdx and flags.</summary>
+    private static void EndRegion(Assembler a)
+    {
+        a.mov(rax, r15);
+        a.shr(rax, 32);
+        a.@out((byte)MeasurementPorts.UnitsHigh, eax);
+        a.mov(eax, r15d);
+        a.@out((byte)MeasurementPorts.End, eax);
+        ReadTimeStamp(a);
+        a.sub(rax, r13);
+        a.mov(r13, rax);
+    }
+
+    /// <summary>rax = time-stamp counter. Clobbers rdx and flags.</summary>
+    private static void ReadTimeStamp(Assembler a)
+    {
+        a.rdtsc();
+        a.shl(rdx, 32);
+        a.or(rax, rdx);
+    }
+
+    /// <summary>Writes the result block and ends the guest with status 0. Clobbers rax and flags.</summary>
+    private static void LeaveResult(Assembler a)
+    {
+        a.rol(rbx, 32);
+        a.xor(r14, rbx);
+        a.mov(eax, (uint)WorkloadResult.Address);
+        a.mov(__[rax], r14);
+        a.mov(__[rax + 8], r13);
+        a.xor(eax, eax);
+        a.@out((byte)ExitPort.Port, al);
+        a.ud2();
+    }
+}

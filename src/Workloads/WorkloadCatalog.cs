@@ -1,0 +1,11 @@
+namespace VirtBench.Workloads;
+
+/// <summary>Every workload there is, in the order in which lists show them.</summary>
+public static class WorkloadCatalog
+{
+    /// <summary>All of them.</summary>
+    public static IReadOnlyList<Workload> All { get; } = [new Compute(), new Rdtsc(), new PortIo(), new Cr3Switch()];
+
+    /// <summary>The workload with this id, or null.</summary>
+    public static Workload? Find(string id) => All.FirstOrDefault(workload => workload.Id == id);
+}

@@ -1,0 +1,80 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Vmm.Tests;
+
+/// <summary>
+/// An engine that executes nothing: it returns the exits it is told to, in order, and notes what the core asks of it. With
+/// the script at its end it exits for every instruction.
+/// </summary>
+internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngineClock
+{
+    private int _kicked;
+
+    public Queue<Func<VirtualCpu, VmExit>> Script { get; } = new();
+
+    public List<string> Calls { get; } = [];
+
+    public List<ShadowPage> Mapped { get; } = [];
+
+    public string? MapRefusal { get; set; }
+
+    public bool Disposed { get; private set; }
+
+    /// <summary>When the script is over: block until a kick, as a guest that loops would.</summary>
+    public bool LoopsAtEnd { get; set; }
+
+    public ManualResetEventSlim Looping { get; } = new();
+
+    public EngineCapabilities Capabilities { get; } = new() { TimeSource = "computed: script" };
+
+    public IEngineClock Clock => this;
+
+    public ulong Ticks { get; set; } = 1000;
+
+    public double TicksPerSecond => 2e9;
+
+    public double Nanoseconds => Ticks / 2.0;
+
+    public void ChargeEmulation(TrapReason reason) => Ticks += 10;
+
+    public VmExit Run()
+    {
+        if (Interlocked.Exchange(ref _kicked, 0) != 0)
+        {
+            return new VmExit(VmExitReason.Interrupted);
+        }
+
+        if (Script.TryDequeue(out Func<VirtualCpu, VmExit>? step))
+        {
+            return step(cpu);
+        }
+
+        if (!LoopsAtEnd)
+        {
+            return new VmExit(VmExitReason.PrivilegedInstruction);
+        }
+
+        Looping.Set();
+        SpinWait.SpinUntil(() => Volatile.Read(ref _kicked) != 0);
+        return Run();
+    }
+
+    public void Kick() => Volatile.Write(ref _kicked, 1);
+
+    public string? Map(in ShadowPage page)
+    {
+        Mapped.Add(page);
+        return MapRefusal;
+    }
+
+    public void SwitchAddressSpace() => Calls.Add("switch");
+
+    public void InvalidatePage(ulong address) => Calls.Add($"invalidate {address:X}");
+
+    public void SaveLazyState() => Calls.Add("save");
+
+    public void LoadLazyState() => Calls.Add("load");
+
+    public void Dispose() => Disposed = true;
+}

@@ -1,0 +1,280 @@
+using Iced.Intel;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Workloads.Tests;
+
+public sealed class SlottedWorkloadTests
+{
+    /// <summary>What stands between the markers besides the units: test, jz, call, ret, nop, operands, high half of the units.</summary>
+    private static long OutsideUnits(Workload workload)
+    {
+        using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(0, workload.DefaultFiller)), 0, 1);
+        return machine.RegionInstructions - workload.DefaultFiller;
+    }
+
+    public static TheoryData<string, int> EveryDensity()
+    {
+        var data = new TheoryData<string, int>();
+        foreach (Workload workload in WorkloadCatalog.All)
+        {
+            for (int k = 0; k <= workload.MaximumTrapsPerUnit; k++)
+            {
+                data.Add(workload.Id, k);
+            }
+        }
+
+        return data;
+    }
+
+    public static TheoryData<string> Ids() => [.. WorkloadCatalog.All.Select(workload => workload.Id)];
+
+    private static Workload Find(string id) => WorkloadCatalog.Find(id)!;
+
+    [Theory]
+    [MemberData(nameof(EveryDensity))]
+    public void A_unit_executes_exactly_the_filler_and_k_sensitive_instructions(string id, int k)
+    {
+        Workload workload = Find(id);
+        int filler = workload.DefaultFiller + k; // each another remainder
+        using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(k, filler)), 1, 3);
+
+        int sensitive = workload.SensitiveInstruction is null ? 0 : k;
+        Assert.Equal(3L * sensitive, machine.RegionSensitive);
+        Assert.Equal(OutsideUnits(workload) + (3L * (filler + sensitive)), machine.RegionInstructions);
+        Assert.Equal(3UL, machine.UnitsReported);
+        Assert.Equal(Workload.MeasuredRegionId, machine.RegionId);
+        Assert.Equal((byte)0, machine.ExitStatus);
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void Every_small_filler_is_exact(string id)
+    {
+        var workload = (SlottedWorkload)Find(id);
+        long outside = OutsideUnits(workload);
+        for (int filler = workload.MinimumFiller; filler < workload.MinimumFiller + 150; filler++)
+        {
+            using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(0, filler)), 0, 2);
+            Assert.Equal(outside + (2 * filler), machine.RegionInstructions);
+        }
+    }
+
+    [Fact]
+    public void The_textbook_unit_is_one_rdtsc_and_forty_other_instructions()
+    {
+        Workload rdtsc = Find("rdtsc");
+        using var one = ReferenceMachine.Run(rdtsc.Build(new WorkloadOptions(1, 40)), 0, 1);
+        using var thousand = ReferenceMachine.Run(rdtsc.Build(new WorkloadOptions(1, 40)), 0, 1001);
+        Assert.Equal(1000 * 41, thousand.RegionInstructions - one.RegionInstructions);
+        Assert.Equal(1000, thousand.RegionSensitive - one.RegionSensitive);
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void No_units_is_an_empty_region(string id)
+    {
+        using var machine = ReferenceMachine.Run(Find(id).Build(new WorkloadOptions(4, Find(id).DefaultFiller)), 0, 0);
+        Assert.Equal(0, machine.RegionSensitive);
+        Assert.Equal(0UL, machine.UnitsReported);
+        Assert.Equal((byte)0, machine.ExitStatus);
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void Nothing_at_or_below_64_KiB_is_touched(string id)
+    {
+        using var machine = ReferenceMachine.Run(Find(id).Build(new WorkloadOptions(4, Find(id).DefaultFiller)), 1, 1);
+        Assert.True(machine.LowestAddress > 0x1_0000, $"0x{machine.LowestAddress:X}");
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void The_checksum_does_not_depend_on_the_time_stamp_counter(string id)
+    {
+        GuestImage image = Find(id).Build(new WorkloadOptions(4, Find(id).DefaultFiller));
+        using var counting = ReferenceMachine.Run(image, 1, 2);
+        using var standing = new ReferenceMachine { TimeStamp = () => 12345 };
+        standing.Execute(image, 1, 2);
+        Assert.Equal(counting.Result.Checksum, standing.Result.Checksum);
+        Assert.Equal(0UL, standing.Result.TscTicks);
+        Assert.NotEqual(0UL, counting.Result.TscTicks);
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void The_checksum_tells_how_many_units_were_done(string id)
+    {
+        GuestImage image = Find(id).Build(new WorkloadOptions(1, Find(id).DefaultFiller));
+        ulong[] checksums =
+        [
+            .. new (ulong WarmUp, ulong Units)[] { (0, 1), (0, 2), (0, 3), (2, 2) }.Select(run =>
+            {
+                using var machine = ReferenceMachine.Run(image, run.WarmUp, run.Units);
+                return machine.Result.Checksum;
+            }),
+        ];
+        Assert.Equal(checksums.Length, checksums.Distinct().Count());
+    }
+
+    [Theory]
+    [InlineData("compute", 0)]
+    [InlineData("rdtsc", 0)]
+    [InlineData("port-io", 1)]
+    public void The_checksum_is_equal_for_every_k(string id, int from)
+    {
+        Workload workload = Find(id);
+        var checksums = new HashSet<ulong>();
+        for (int k = from; k <= workload.MaximumTrapsPerUnit; k++)
+        {
+            using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(k, 1000)), 1, 2);
+            checksums.Add(machine.Result.Checksum);
+        }
+
+        Assert.Single(checksums);
+    }
+
+    [Fact]
+    public void Compute_is_the_same_program_for_every_k()
+    {
+        Workload compute = Find("compute");
+        byte[][] codes =
+        [
+            .. Enumerable
+                .Range(0, compute.MaximumTrapsPerUnit + 1)
+                .Select(k => compute.Build(new WorkloadOptions(k, 20_000)).Segments[0].Content.ToArray()),
+        ];
+        Assert.All(codes, code => Assert.Equal(codes[0], code));
+    }
+
+    [Theory]
+    [InlineData("rdtsc")]
+    [InlineData("port-io")]
+    [InlineData("cr3-switch")]
+    public void Without_the_sensitive_instructions_every_k_is_the_same_program(string id)
+    {
+        Workload workload = Find(id);
+        List<Code> control = Unit(workload, 0);
+        for (int k = 1; k <= workload.MaximumTrapsPerUnit; k++)
+        {
+            List<Code> unit = Unit(workload, k);
+            Assert.Equal(control.Count + k, unit.Count);
+            unit.RemoveAll(code => code is Code.Rdtsc or Code.Out_DX_AL or Code.Mov_cr_r64);
+            Assert.Equal(control, unit);
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void Loops_have_the_same_addresses_for_every_k(string id)
+    {
+        Workload workload = Find(id);
+        List<ulong> control = Branches(workload, 0);
+        Assert.True(control.Count > workload.MaximumTrapsPerUnit);
+        for (int k = 1; k <= workload.MaximumTrapsPerUnit; k++)
+        {
+            Assert.Equal(control, Branches(workload, k));
+        }
+    }
+
+    [Theory]
+    [InlineData(64)]
+    [InlineData(16)]
+    public void Sensitive_instructions_are_spread_evenly(int slots)
+    {
+        for (int k = 1; k <= slots; k++)
+        {
+            int[] at = [.. Enumerable.Range(0, slots).Where(slot => SlottedWorkload.HoldsSensitive(slot, slots, k))];
+            Assert.Equal(k, at.Length);
+            Assert.Equal(0, at[0]);
+            IEnumerable<int> gaps = at.Zip([.. at.Skip(1), at[0] + slots], (one, next) => next - one);
+            Assert.True(gaps.Max() - gaps.Min() <= 1);
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void What_does_not_fit_is_refused_with_the_limits(string id)
+    {
+        var workload = (SlottedWorkload)Find(id);
+        int filler = workload.DefaultFiller;
+        int room = workload.MaximumTrapsPerUnit;
+        Assert.Contains(
+            $"0 to {room} traps",
+            Assert
+                .Throws<ArgumentOutOfRangeException>(() => workload.Build(new WorkloadOptions(room + 1, filler)))
+                .Message,
+            StringComparison.Ordinal
+        );
+        Assert.Throws<ArgumentOutOfRangeException>(() => workload.Build(new WorkloadOptions(-1, filler)));
+        Assert.Contains(
+            $"at least {workload.MinimumFiller} instructions",
+            Assert
+                .Throws<ArgumentOutOfRangeException>(() =>
+                    workload.Build(new WorkloadOptions(0, workload.MinimumFiller - 1))
+                )
+                .Message,
+            StringComparison.Ordinal
+        );
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void The_unit_fits_the_first_level_instruction_cache(string id)
+    {
+        Workload workload = Find(id);
+        GuestImage image = workload.Build(new WorkloadOptions(workload.MaximumTrapsPerUnit, workload.DefaultFiller));
+        ImageSegment code = Assert.Single(image.Segments, segment => segment.Executable);
+        Assert.InRange(code.Content.Length, 1, 16 << 10);
+    }
+
+    [Theory]
+    [InlineData("compute", false, false)]
+    [InlineData("rdtsc", false, true)]
+    [InlineData("port-io", true, false)]
+    [InlineData("cr3-switch", true, false)]
+    public void Traps_are_expected_where_the_engine_makes_them(string id, bool privileged, bool timeStampCounter)
+    {
+        Workload workload = Find(id);
+        Assert.Equal(privileged, workload.NeedsPrivilege);
+        Assert.Equal(privileged, workload.TrapsUnder(Capabilities(privileged: true, timeStampCounter: false)));
+        Assert.Equal(timeStampCounter, workload.TrapsUnder(Capabilities(privileged: false, timeStampCounter: true)));
+        Assert.False(workload.TrapsUnder(Capabilities(privileged: false, timeStampCounter: false)));
+    }
+
+    [Fact]
+    public void Ids_are_those_that_files_and_scripts_rely_on()
+    {
+        Assert.Equal(
+            ["compute", "rdtsc", "port-io", "cr3-switch"],
+            WorkloadCatalog.All.Select(workload => workload.Id)
+        );
+        Assert.Null(WorkloadCatalog.Find("no-such"));
+    }
+
+    private static EngineCapabilities Capabilities(bool privileged, bool timeStampCounter) =>
+        new()
+        {
+            TrapsPrivilegedInstructions = privileged,
+            TrapsTimeStampCounter = timeStampCounter,
+            TimeSource = "computed: nothing",
+        };
+
+    private static List<Code> Unit(Workload workload, int k) =>
+        [.. Instructions(workload, k).Select(instruction => instruction.Code)];
+
+    private static List<ulong> Branches(Workload workload, int k) =>
+        [
+            .. Instructions(workload, k)
+                .Where(instruction => instruction.IsJccShortOrNear)
+                .SelectMany(instruction => (ulong[])[instruction.IP, instruction.NearBranchTarget]),
+        ];
+
+    /// <summary>The instructions of the unit, up to the RET.</summary>
+    private static List<Instruction> Instructions(Workload workload, int k)
+    {
+        GuestImage image = workload.Build(new WorkloadOptions(k, workload.DefaultFiller));
+        var decoder = Decoder.Create(64, image.Segments[0].Content.ToArray(), image.Segments[0].PhysicalAddress);
+        return [.. decoder.TakeWhile(instruction => instruction.Mnemonic != Mnemonic.Ret)];
+    }
+}
