@@ -204,7 +204,7 @@ internal static partial class HtmlReport
         table { border-collapse: collapse; font-size: .86rem; line-height: 1.4; }
         caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
         th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
-        th { background: var(--band); white-space: nowrap; }
+        th { background: var(--band); vertical-align: bottom; }
         td { overflow-wrap: break-word; }
         td:last-child { min-width: 14rem; }
         .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -219,7 +219,6 @@ internal static partial class HtmlReport
           nav { display: none; }
           .table { overflow: visible; }
           table { font-size: 7.5pt; width: 100%; }
-          th { white-space: normal; }
           th, td { padding: .2rem .35rem; }
           td, td:last-child { min-width: 0; }
           figure, tr, pre { break-inside: avoid; }
