@@ -25,7 +25,15 @@ public static class HoleScan
             return found;
         }
 
-        var byName = holes.ToDictionary(hole => hole.Instruction);
+        var byName = new Dictionary<string, VirtualizationHole>();
+        foreach (VirtualizationHole hole in holes)
+        {
+            foreach (string name in Names(hole))
+            {
+                byName.TryAdd(name, hole);
+            }
+        }
+
         foreach (ImageSegment segment in image.Segments)
         {
             if (segment.Executable)
@@ -86,8 +94,13 @@ public static class HoleScan
                 continue;
             }
 
-            string name = SegmentRead(instruction) ?? (names[(int)instruction.Mnemonic] ??= Name(instruction.Mnemonic));
-            if (holes.TryGetValue(name, out VirtualizationHole? hole))
+            string name = names[(int)instruction.Mnemonic] ??= Name(instruction.Mnemonic);
+            (string? form, string? general) = SegmentForms(instruction);
+            if (
+                holes.TryGetValue(name, out VirtualizationHole? hole)
+                || (form is not null && holes.TryGetValue(form, out hole))
+                || (general is not null && holes.TryGetValue(general, out hole))
+            )
             {
                 found.Add(new HoleOccurrence(instruction.IP, hole));
             }
@@ -103,9 +116,42 @@ public static class HoleScan
             _ => mnemonic.ToString().ToLowerInvariant(),
         };
 
-    /// <summary>"mov r,cs" and the like; null for anything else.</summary>
-    private static string? SegmentRead(in Instruction instruction) =>
-        instruction.Mnemonic == Mnemonic.Mov && instruction.Op1Register.IsSegmentRegister()
-            ? $"mov r,{instruction.Op1Register.ToString().ToLowerInvariant()}"
-            : null;
+    /// <summary>
+    /// The names that a hole covers, without blanks: "popf"; "mov r,sreg" for every segment register or "mov r,cs" for one;
+    /// "push fs/gs" for two of them; "mov sreg / pop fs" for two instructions.
+    /// </summary>
+    internal static IEnumerable<string> Names(VirtualizationHole hole)
+    {
+        foreach (string part in hole.Instruction.Split(" / "))
+        {
+            int blank = part.IndexOf(' ', StringComparison.Ordinal);
+            if (blank < 0)
+            {
+                yield return part;
+                continue;
+            }
+
+            foreach (string operands in part[blank..].Replace(" ", "", StringComparison.Ordinal).Split('/'))
+            {
+                yield return $"{part[..blank]} {operands}";
+            }
+        }
+    }
+
+    /// <summary>Names of an instruction that moves a segment register: with the register, and for any of them.</summary>
+    private static (string? Form, string? General) SegmentForms(in Instruction instruction)
+    {
+        Register to = instruction.Op0Register;
+        Register from = instruction.Op1Register;
+        return instruction.Mnemonic switch
+        {
+            Mnemonic.Mov when from.IsSegmentRegister() => ($"mov r,{Lower(from)}", "mov r,sreg"),
+            Mnemonic.Mov when to.IsSegmentRegister() => ($"mov {Lower(to)}", "mov sreg"),
+            Mnemonic.Push when to.IsSegmentRegister() => ($"push {Lower(to)}", "push sreg"),
+            Mnemonic.Pop when to.IsSegmentRegister() => ($"pop {Lower(to)}", "pop sreg"),
+            _ => (null, null),
+        };
+    }
+
+    private static string Lower(Register register) => register.ToString().ToLowerInvariant();
 }

@@ -86,6 +86,31 @@ public sealed class GuestRunTests
 
     [Theory]
     [MemberData(nameof(Strategies))]
+    public void A_guest_is_kicked_out_when_the_caller_cancels(string id)
+    {
+        GuestImage image = Image(a =>
+        {
+            Label self = a.CreateLabel();
+            a.mov(edx, 0x3F8);
+            a.mov(eax, 'a');
+            a.@out(dx, al);
+            a.Label(ref self);
+            a.jmp(self);
+        });
+        using var stop = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
+        GuestRunResult result = GuestRun.Execute(
+            StrategiesUnderTest.Get(id),
+            image,
+            new GuestRunOptions(),
+            _ => stop.Cancel(),
+            stop.Token
+        );
+        Assert.Equal(RunEnd.Cancelled, result.Outcome.End);
+        Assert.Equal(1, result.ConsoleBytes);
+    }
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
     public void Accesses_to_nothing_are_counted_or_when_strict_refused(string id)
     {
         GuestImage image = Image(a =>

@@ -116,6 +116,72 @@ public sealed class HoleScanTests
         );
     }
 
+    [Theory]
+    [InlineData("popf", "popf")]
+    [InlineData("mov r,cs", "mov r,cs")]
+    [InlineData("mov r, sreg", "mov r,sreg")]
+    [InlineData("push fs/gs", "push fs", "push gs")]
+    [InlineData("mov sreg / pop fs/gs", "mov sreg", "pop fs", "pop gs")]
+    public void A_hole_may_cover_several_instructions(string hole, params string[] names) =>
+        Assert.Equal(names, HoleScan.Names(new VirtualizationHole(hole, "")));
+
+    [Fact]
+    public void Moves_of_segment_registers_are_found_by_register_or_all_at_once()
+    {
+        GuestImage image = Image(a =>
+        {
+            a.mov(eax, ds);
+            a.mov(ds, eax);
+            a.push(fs);
+            a.pop(gs);
+            a.push(rax);
+        });
+        VirtualizationHole[] holes =
+        [
+            new("mov r, sreg", "1"),
+            new("mov sreg / pop fs/gs", "2"),
+            new("push fs/gs", "3"),
+        ];
+        Assert.Equal(["1", "2", "3", "2"], HoleScan.Find(image, holes).Select(one => one.Hole.Effect));
+    }
+
+    public static TheoryData<string> Strategies() => [.. StrategiesUnderTest.All];
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void Every_hole_that_a_strategy_names_is_one_that_the_scan_can_find(string id)
+    {
+        using var machine = new VirtualMachine(1 << 20, StrategiesUnderTest.Get(id).CreateEngine);
+        GuestImage everything = Image(a =>
+        {
+            a.popfq();
+            a.pushfq();
+            a.mov(eax, cs);
+            a.mov(ds, eax);
+            a.push(fs);
+            a.push(gs);
+            a.pop(fs);
+            a.pop(gs);
+            a.cpuid();
+            a.lar(eax, ecx);
+            a.lsl(eax, ecx);
+            a.verr(ax);
+            a.verw(ax);
+            a.sgdt(__[rdi]);
+            a.sidt(__[rdi]);
+            a.sldt(eax);
+            a.str(eax);
+            a.smsw(eax);
+            a.xgetbv();
+            a.rdtsc();
+            a.rdtscp();
+        });
+        Assert.Equal(
+            machine.Capabilities.Holes.Select(hole => hole.Instruction).Order(),
+            HoleScan.Find(everything, machine.Capabilities.Holes).Select(one => one.Hole.Instruction).Distinct().Order()
+        );
+    }
+
     [Fact]
     public void Nothing_found_says_nothing() => Assert.Empty(HoleScan.Describe([], "some"));
 }

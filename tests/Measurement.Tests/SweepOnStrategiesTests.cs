@@ -51,16 +51,50 @@ public sealed class SweepOnStrategiesTests
         }
     }
 
-    private static ulong Checksum(Strategy strategy, GuestImage image)
+    /// <summary>
+    /// 25 cycles for RDTSC and 1 for each of 40 instructions; trapped, 1500 for exit and entry and 200 for emulation. Taken
+    /// from two runs that differ by a thousand units, so that the markers' own exits cancel.
+    /// </summary>
+    [Theory]
+    [InlineData("simulated-native", 65)]
+    [InlineData("simulated-trap-and-emulate", 1740)]
+    public void The_worked_example_comes_out_of_the_vmm(string id, int cycles) =>
+        Assert.Equal(cycles, CyclesPerUnit(id, "rdtsc", k: 1, filler: 40), 9);
+
+    [Theory]
+    [InlineData("compute", 0, 20_000, 20_000)]
+    [InlineData("compute", 16, 20_000, 20_000)]
+    [InlineData("rdtsc", 0, 20_000, 20_000)]
+    [InlineData("rdtsc", 16, 20_000, 20_000 + (16 * 1700))]
+    [InlineData("port-io", 0, 777, 777)]
+    [InlineData("port-io", 64, 777, 777 + (64 * 1700))]
+    [InlineData("cr3-switch", 0, 3_000, 3_000)]
+    public void A_unit_costs_its_instructions_and_its_traps(string workload, int k, int filler, int cycles) =>
+        Assert.Equal(cycles, CyclesPerUnit("simulated-trap-and-emulate", workload, k, filler), 9);
+
+    private static double CyclesPerUnit(string strategy, string workload, int k, int filler)
     {
-        SampleRun run = new VirtualMachineRunner(new SweepOptions { Strategies = [], Workloads = [] }).Run(
+        const long more = 1000;
+        GuestImage image = WorkloadCatalog.Find(workload)!.Build(new WorkloadOptions(k, filler));
+        SampleRun few = Run(StrategiesUnderTest.Get(strategy), image, 1);
+        SampleRun many = Run(StrategiesUnderTest.Get(strategy), image, 1 + more);
+        double nanoseconds = many.Regions[0].ElapsedNanoseconds - few.Regions[0].ElapsedNanoseconds;
+        return Math.Round(nanoseconds * few.TicksPerSecond / 1e9, 3) / more;
+    }
+
+    private static ulong Checksum(Strategy strategy, GuestImage image) => Run(strategy, image, 7).Result.Checksum;
+
+    private static SampleRun Run(Strategy strategy, GuestImage image, long units)
+    {
+        var options = new SweepOptions { Strategies = [], Workloads = [] };
+        SampleRun run = new VirtualMachineRunner(options).Run(
             strategy,
             image,
             warmUp: 3,
-            units: 7,
+            units,
             TestContext.Current.CancellationToken
         );
         Assert.Equal(RunEnd.Exited, run.Outcome.End);
-        return run.Result.Checksum;
+        return run;
     }
 }
