@@ -90,10 +90,11 @@ public static class Quantity
         Math.Abs(nanoseconds) switch
         {
             0 => (1, "ns"),
-            < 0.1 => (1e3, "ps"),
-            < 1e3 => (1, "ns"),
-            < 1e6 => (1e-3, "µs"),
-            < 1e9 => (1e-6, "ms"),
+            // Just below a unit's thousand, three digits round up to it.
+            < 0.09995 => (1e3, "ps"),
+            < 999.5 => (1, "ns"),
+            < 999.5e3 => (1e-3, "µs"),
+            < 999.5e6 => (1e-6, "ms"),
             _ => (1e-9, "s"),
         };
 }

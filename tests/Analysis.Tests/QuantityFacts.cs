@@ -7,7 +7,7 @@ public sealed class QuantityFacts
     [InlineData(0.0351, "35.1 ps")]
     [InlineData(2.5, "2.50 ns")]
     [InlineData(2550, "2.55 µs")]
-    [InlineData(999.96, "1\u202f000 ns")]
+    [InlineData(999.96, "1.00 µs")]
     [InlineData(-12.34, "\u221212.3 ns")]
     [InlineData(52_300_000, "52.3 ms")]
     [InlineData(1e12, "1\u202f000 s")]

@@ -113,7 +113,7 @@ internal static partial class HtmlReport
             for (var i = 0; i < row.Count; i++)
             {
                 html.Append(table.Columns[i].IsNumber ? "<td class=\"number\">" : "<td>")
-                    .Append(Escape(row[i]))
+                    .Append(table.Columns[i].IsNumber ? Number(row[i]) : Prose(row[i]))
                     .Append("</td>");
             }
             html.Append("</tr>\n");
@@ -159,13 +159,22 @@ internal static partial class HtmlReport
             paragraph.Spans.Select(span =>
                 span.Kind switch
                 {
-                    SpanKind.Strong => $"<strong>{Escape(span.Text)}</strong>",
+                    SpanKind.Strong => $"<strong>{Prose(span.Text)}</strong>",
                     SpanKind.Code => $"<code>{Escape(span.Text)}</code>",
                     SpanKind.Link => $"<a href=\"{Escape(span.Address!)}\">{Escape(span.Text)}</a>",
-                    _ => Escape(span.Text),
+                    _ => Prose(span.Text),
                 }
             )
         );
+
+    /// <summary>An interval goes under its value: tables stay narrow and values stand in one line.</summary>
+    private static string Number(string text) => Escape(text).Replace(" (", "<br />(");
+
+    /// <summary>No line ends between a number and its unit.</summary>
+    private static string Prose(string text) => UnitSpace().Replace(Escape(text), "\u00a0");
+
+    [GeneratedRegex("""(?<=[0-9]) (?=([pnµm]?s|%|×|[kMG]?/s)([^A-Za-z]|$))""", RegexOptions.ExplicitCapture, 1000)]
+    private static partial Regex UnitSpace();
 
     private static string Escape(string text) => Encoder.Encode(text);
 
@@ -195,11 +204,11 @@ internal static partial class HtmlReport
         table { border-collapse: collapse; font-size: .86rem; line-height: 1.4; }
         caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
         th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
-        th { background: var(--band); white-space: nowrap; }
-        td { overflow-wrap: break-word; min-width: 4rem; }
+        th { background: var(--band); vertical-align: bottom; }
+        td { overflow-wrap: break-word; }
         td:last-child { min-width: 14rem; }
-        .number { text-align: right; font-variant-numeric: tabular-nums; }
-        td.number:last-child { min-width: 4rem; }
+        .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+        td.number:last-child { min-width: 0; }
         figure { margin: 1.4rem 0 2rem; }
         .picture { background: #ffffff; border: 1px solid var(--line); border-radius: 4px; padding: .4rem; width: fit-content; max-width: 100%; }
         .picture svg { display: block; max-width: 100%; height: auto; }
@@ -210,7 +219,6 @@ internal static partial class HtmlReport
           nav { display: none; }
           .table { overflow: visible; }
           table { font-size: 7.5pt; width: 100%; }
-          th { white-space: normal; }
           th, td { padding: .2rem .35rem; }
           td, td:last-child { min-width: 0; }
           figure, tr, pre { break-inside: avoid; }

@@ -69,11 +69,7 @@ internal sealed class RunReport
         var trapping = run.Fits.Where(fit => fit.TrapNanoseconds is { Value: > 0 }).ToList();
         var measured = trapping.Where(fit => !IsComputed(fit)).ToList();
         yield return Extremes(measured);
-        var items = run
-            .Workloads.Select(workload => run.Fits.Where(fit => fit.Workload == workload).ToList())
-            .Where(fits => fits.Exists(fit => fit.Verdict != FitVerdict.TooFewPoints))
-            .Select(WorkloadSummary)
-            .ToList();
+        var items = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints).Select(FitSummary).ToList();
         if (items.Count > 0)
         {
             yield return new BulletList(items);
@@ -122,34 +118,27 @@ internal sealed class RunReport
             );
     }
 
-    private Paragraph WorkloadSummary(List<OverheadFit> fits)
-    {
-        var spans = new List<Span> { Span.Strong(fits[0].Workload), ": " };
-        foreach (var fit in fits)
-        {
-            spans.Add(StrategySummary(fit) + " ");
-        }
-        return new Paragraph(spans);
-    }
+    private Paragraph FitSummary(OverheadFit fit) =>
+        new(
+            Span.Strong($"{fit.Workload}, {Label(fit)}{(IsComputed(fit) ? " (computed)" : "")}"),
+            ": " + StrategySummary(fit)
+        );
 
-    private string StrategySummary(OverheadFit fit)
+    private static string StrategySummary(OverheadFit fit)
     {
-        var mark = IsComputed(fit) ? ", computed" : "";
-        var name = $"{Label(fit)}{mark}: ";
         if (fit.Verdict == FitVerdict.ZeroTraps)
         {
-            return name
-                + (
-                    fit.UntrappedInstructionNanoseconds is { } cost && (fit.IsExact || cost.Low > 0)
-                        ? $"no traps; the instruction itself takes {Quantity.Time(cost)}."
-                        : "no traps, and the instruction's own cost cannot be told from 0."
-                );
+            return (
+                fit.UntrappedInstructionNanoseconds is { } cost && (fit.IsExact || cost.Low > 0)
+                    ? $"no traps; the instruction itself takes {Quantity.Time(cost)}."
+                    : "no traps, and the instruction's own cost cannot be told from 0."
+            );
         }
         if (fit.TrapNanoseconds is not { } dt)
         {
-            return name + fit.VerdictText + ".";
+            return fit.VerdictText + ".";
         }
-        var text = $"{name}{Quantity.Time(dt)} per trap";
+        var text = $"{Quantity.Time(dt)} per trap";
         var slow = fit.Densities.Where(at => at.TrapsPerUnit > 0 && at.Slowdown is not null).ToList();
         if (slow.Count > 0)
         {

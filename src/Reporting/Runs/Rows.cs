@@ -1,3 +1,4 @@
+using System.Text.Json;
 using CsvHelper;
 using VirtBench.Analysis;
 using VirtBench.Measurement;
@@ -229,8 +230,5 @@ internal static class Words
 
     public static string OneLine(string text) => text.ReplaceLineEndings(" ");
 
-    // CA1308 would have upper case, for comparing; these are for reading.
-#pragma warning disable CA1308
-    private static string Lower(string name) => name.ToLowerInvariant();
-#pragma warning restore CA1308
+    private static string Lower(string name) => JsonNamingPolicy.KebabCaseLower.ConvertName(name);
 }
