@@ -23,6 +23,11 @@ public sealed unsafe class OracleTests
     [InlineData(3)]
     public void Integer_code_does_what_the_oracle_does(int seed) => Compare(seed, 3500, info => !IsSse(info));
 
+    [Theory]
+    [InlineData(11)]
+    [InlineData(12)]
+    public void Sse2_code_does_what_the_oracle_does(int seed) => Compare(seed, 3500, IsSse);
+
     private sealed class State
     {
         public readonly ulong[] Gpr = new ulong[16];
@@ -240,7 +245,12 @@ public sealed unsafe class OracleTests
             );
             if (difference is not null)
             {
-                string culprit = Locate(unicorn, guest, code, start, difference);
+                string? culprit = Locate(unicorn, guest, code, start, difference);
+                if (culprit is null)
+                {
+                    continue;
+                }
+
                 failures.TryAdd(culprit[..culprit.IndexOf(' ', StringComparison.Ordinal)], culprit);
             }
         }
@@ -249,7 +259,7 @@ public sealed unsafe class OracleTests
     }
 
     // The shortest prefix that differs ends with the culprit.
-    private static string Locate(Unicorn unicorn, SimulatedGuest guest, RandomCode code, State start, string whole)
+    private static string? Locate(Unicorn unicorn, SimulatedGuest guest, RandomCode code, State start, string whole)
     {
         int total = code.Count;
         for (int length = 1; length <= total; length++)
@@ -262,6 +272,11 @@ public sealed unsafe class OracleTests
             {
                 byte[] before = code.Encode(length - 1);
                 State at = RunOracle(unicorn, start, before);
+                if (FollowsTheManualForNaNs(code[length - 1], at, actual))
+                {
+                    return null;
+                }
+
                 return $"{code[length - 1].Code} '{code[length - 1]}' [{Convert.ToHexString(prefix[before.Length..])}]: "
                     + $"{difference ?? whole}; rax {at.Gpr[0]:X} rcx {at.Gpr[1]:X} rdx {at.Gpr[2]:X} flags {at.Flags:X} "
                     + $"op0 {Operand(at, code[length - 1], 0)} op1 {Operand(at, code[length - 1], 1)}"
@@ -274,6 +289,56 @@ public sealed unsafe class OracleTests
         }
 
         return "none in the end";
+    }
+
+    // Of two NaNs SSE gives the first, made quiet (SDM vol. 1, table 4-7); Unicorn the one with the larger significand.
+    private static bool FollowsTheManualForNaNs(in Instruction i, State before, State actual)
+    {
+        bool single =
+            i.Mnemonic
+            is Mnemonic.Addps
+                or Mnemonic.Subps
+                or Mnemonic.Mulps
+                or Mnemonic.Divps
+                or Mnemonic.Addss
+                or Mnemonic.Subss
+                or Mnemonic.Mulss
+                or Mnemonic.Divss;
+        bool @double =
+            i.Mnemonic
+            is Mnemonic.Addpd
+                or Mnemonic.Subpd
+                or Mnemonic.Mulpd
+                or Mnemonic.Divpd
+                or Mnemonic.Addsd
+                or Mnemonic.Subsd
+                or Mnemonic.Mulsd
+                or Mnemonic.Divsd;
+        if (!single && !@double)
+        {
+            return false;
+        }
+
+        UInt128 a = before.Xmm[i.Op0Register - Register.XMM0];
+        UInt128 r = actual.Xmm[i.Op0Register - Register.XMM0];
+        bool found = false;
+        for (int n = 0; n < (single ? 4 : 2); n++)
+        {
+            if (single)
+            {
+                uint x = (uint)(a >> (32 * n));
+                found |= float.IsNaN(BitConverter.UInt32BitsToSingle(x)) && (uint)(r >> (32 * n)) == (x | 0x0040_0000);
+            }
+            else
+            {
+                ulong x = (ulong)(a >> (64 * n));
+                found |=
+                    double.IsNaN(BitConverter.UInt64BitsToDouble(x))
+                    && (ulong)(r >> (64 * n)) == (x | 0x0008_0000_0000_0000);
+            }
+        }
+
+        return found;
     }
 
     private static string Operand(State at, in Instruction i, int n)

@@ -507,7 +507,8 @@ internal sealed class RandomCode
                 break;
             case OpCodeOperandKind.imm8:
                 i.SetOpKind(n, OpKind.Immediate8);
-                i.Immediate8 = (byte)_random.Next(256);
+                // Predicates above 7 are reserved without VEX: processors ignore the upper bits, the oracle raises #UD.
+                i.Immediate8 = (byte)_random.Next(IsSseCompare(i.Mnemonic) ? 8 : 256);
                 break;
             case OpCodeOperandKind.imm8sex16:
                 i.SetOpKind(n, OpKind.Immediate8to16);
@@ -547,6 +548,9 @@ internal sealed class RandomCode
                 throw new NotSupportedException($"{i.Code}: operand kind {kind}");
         }
     }
+
+    private static bool IsSseCompare(Mnemonic mnemonic) =>
+        mnemonic is Mnemonic.Cmpps or Mnemonic.Cmppd or Mnemonic.Cmpss or Mnemonic.Cmpsd;
 
     private void SetMemory(ref Instruction i, int n, OpCodeInfo info)
     {
