@@ -42,6 +42,15 @@ public sealed class Reproduction
     /// <summary>Filler of 500 ns on the textbook profile's 3.4 GHz, so that one trap a unit makes 10^6 traps a second.</summary>
     private const int HalfThroughputFiller = 1700;
 
+    /// <summary>Repetitions on this host's clock: odd, so that the median is one of them.</summary>
+    private const int Repetitions = 7;
+
+    /// <summary>Units measured where each traps: some 25 ms.</summary>
+    private const ulong TrappedUnits = 10_000;
+
+    /// <summary>Units measured where none traps: as long.</summary>
+    private const ulong NativeUnits = 1_000_000;
+
     private readonly IReadOnlyList<Strategy> _strategies;
     private readonly Workload _rdtsc;
 
@@ -89,20 +98,42 @@ public sealed class Reproduction
         Strategy native = Find("native");
         Strategy trapping = Find("trap-and-emulate");
         string? reason = native.UnavailableReason() ?? trapping.UnavailableReason();
-        double? ratio = reason is null
-            ? NanosecondsPerUnit(trapping, 1, ExampleFiller) / NanosecondsPerUnit(native, 1, ExampleFiller)
-            : null;
+        if (reason is not null)
+        {
+            return new ReproducedFigure(
+                statement,
+                Seed,
+                Math.Round(computedRatio, 1),
+                null,
+                "times",
+                "not measured",
+                null,
+                $"skipped: {reason}"
+            );
+        }
+
+        // Interleaved, so that a host that slows down meanwhile slows both.
+        var untrapped = new double[Repetitions];
+        var trapped = new double[Repetitions];
+        for (int i = 0; i < Repetitions; i++)
+        {
+            untrapped[i] = NanosecondsPerUnit(native, 1, ExampleFiller, NativeUnits);
+            trapped[i] = NanosecondsPerUnit(trapping, 1, ExampleFiller);
+        }
+
         return new ReproducedFigure(
             statement,
             Seed,
             Math.Round(computedRatio, 1),
-            ratio,
+            Median(trapped) / Median(untrapped),
             "times",
-            reason is null ? "measured: this host, native and trap-and-emulate" : "not measured",
+            "measured: this host, native and trap-and-emulate",
             null,
-            reason is null ? remark : $"skipped: {reason}"
+            $"medians of {Repetitions} repetitions, {Median(trapped):F0} ns and {Median(untrapped):F1} ns an iteration; {remark}"
         );
     }
+
+    private static double Median(double[] values) => values.Order().ElementAt(values.Length / 2);
 
     private Strategy Find(string id) =>
         _strategies.FirstOrDefault(strategy => strategy.Id == id)
@@ -118,12 +149,12 @@ public sealed class Reproduction
     /// Time of one unit from two runs of different length: their difference holds units only, neither the region markers
     /// nor the way in and out.
     /// </summary>
-    private double NanosecondsPerUnit(Strategy strategy, int trapsPerUnit, int filler)
+    private double NanosecondsPerUnit(Strategy strategy, int trapsPerUnit, int filler, ulong units = TrappedUnits)
     {
-        const int few = 1_000;
-        const int many = 11_000;
+        ulong few = units / 10;
+        ulong many = few + units;
         GuestImage image = _rdtsc.Build(new WorkloadOptions(trapsPerUnit, filler));
-        return (RegionNanoseconds(strategy, image, many) - RegionNanoseconds(strategy, image, few)) / (many - few);
+        return (RegionNanoseconds(strategy, image, many) - RegionNanoseconds(strategy, image, few)) / units;
     }
 
     private static double RegionNanoseconds(Strategy strategy, GuestImage image, ulong units)
