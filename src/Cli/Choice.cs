@@ -1,3 +1,4 @@
+using System.Globalization;
 using VirtBench.Strategies;
 using VirtBench.Workloads;
 
@@ -6,18 +7,20 @@ namespace VirtBench.Cli;
 /// <summary>From the words of a command line to strategies, workloads and numbers.</summary>
 internal static class Choice
 {
-    /// <summary>The strategies named, or all.</summary>
+    /// <summary>The strategies named, or all when the option is left out.</summary>
     public static IReadOnlyList<Strategy> Strategies(string[] words) =>
         Of(words, StrategyCatalog.All, strategy => strategy.Id, "strategy", "strategies");
 
-    /// <summary>The workloads named, or all.</summary>
+    /// <summary>The workloads named, or all when the option is left out.</summary>
     public static IReadOnlyList<Workload> Workloads(string[] words) =>
         Of(words, WorkloadCatalog.All, workload => workload.Id, "workload", "workloads");
 
     /// <summary>One strategy that this host can run.</summary>
     public static Strategy AvailableStrategy(string word)
     {
-        Strategy strategy = Strategies([word])[0];
+        Strategy strategy = Strategies([word]) is [var only]
+            ? only
+            : throw new UsageException($"--strategy {word}: give one strategy, a guest runs under one at a time");
         return strategy.UnavailableReason() is { } reason
             ? throw new JobException($"strategy {strategy.Id} is not available here: {reason}", ExitCode.GuestNotRun)
             : strategy;
@@ -27,9 +30,15 @@ internal static class Choice
     public static IReadOnlyList<int> Densities(string[] words)
     {
         var densities = new SortedSet<int>();
-        foreach (string word in Split(words))
+        string[] numbers = Split(words);
+        if (numbers.Length == 0)
         {
-            if (!int.TryParse(word, out int k) || k < 0)
+            throw new UsageException("--traps-per-unit names no number; give e.g. 0,1,2,4,8");
+        }
+
+        foreach (string word in numbers)
+        {
+            if (!int.TryParse(word, NumberStyles.None, CultureInfo.InvariantCulture, out int k))
             {
                 throw new UsageException(
                     $"'{word}' is not a number of traps per unit: give whole numbers from 0, e.g. 0,1,2,4,8"
@@ -60,9 +69,14 @@ internal static class Choice
     )
     {
         string[] ids = Split(words);
-        if (ids.Length == 0 || ids is ["all"])
+        if (words.Length == 0 || ids is ["all"])
         {
             return known;
+        }
+
+        if (ids.Length == 0)
+        {
+            throw new UsageException($"--{one} names none; the {many} are {string.Join(", ", known.Select(id))}");
         }
 
         return

@@ -46,9 +46,24 @@ internal static class CommandLine
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             terminal.Error.WriteLine($"virtbench: {OneLine(e.Message)}");
-            return ExitCode.Failed;
+            return OwnError(parsed);
+        }
+        catch (Exception e)
+        {
+            // A mistake of the tool's own. The user can do nothing with its stack; whoever mends it asks for it.
+            bool withStack = Environment.GetEnvironmentVariable("VIRTBENCH_STACK") == "1";
+            terminal.Error.WriteLine(
+                withStack
+                    ? $"virtbench: internal error: {e}"
+                    : $"virtbench: internal error: {e.GetType().Name}: {OneLine(e.Message)} (VIRTBENCH_STACK=1 shows where)"
+            );
+            return OwnError(parsed);
         }
     }
+
+    // The small exit codes of exec are its guest's.
+    private static int OwnError(ParseResult parsed) =>
+        parsed.CommandResult.Command.Name == "exec" ? ExitCode.GuestNotRun : ExitCode.Failed;
 
     private static RootCommand Create(Terminal terminal) =>
         new(
@@ -80,5 +95,6 @@ internal static class CommandLine
         return names;
     }
 
-    private static string OneLine(string message) => message.ReplaceLineEndings(" ").Trim();
+    private static string OneLine(string message) =>
+        string.Join(' ', message.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries));
 }

@@ -11,12 +11,11 @@ namespace VirtBench.Cli.Commands;
 /// <summary><c>virtbench exec</c>: one guest program under one strategy.</summary>
 internal static class ExecCommand
 {
-    private static readonly Option<string> Guest = new("--guest")
-    {
-        Description = "ELF64 static executable for x86-64",
-        Required = true,
-        HelpName = "FILE.elf",
-    };
+    private static readonly Option<string> Guest = CommonOptions.Path(
+        "--guest",
+        "ELF64 static executable for x86-64",
+        "FILE.elf"
+    );
 
     private static readonly Option<string> StrategyId = new("--strategy")
     {
@@ -24,22 +23,29 @@ internal static class ExecCommand
         Required = true,
     };
 
-    private static readonly Option<int> Ram = new("--ram")
-    {
-        Description = "RAM in MiB, 1 to 16384",
-        DefaultValueFactory = _ => 64,
-    };
+    private static readonly Option<int> Ram = CommonOptions.Number<int>(
+        "--ram",
+        "RAM in MiB, 1 to 16384",
+        "1 to 16384 MiB"
+    );
 
     private static readonly Option<string[]> Parameters = CommonOptions.List(
         "--param",
         "Parameters for the guest: numbers, decimal or 0x…"
     );
 
-    private static readonly Option<double> Timeout = new("--timeout")
+    private static readonly Option<double> Timeout = CommonOptions.Number<double>(
+        "--timeout",
+        "Seconds until the guest is ended with exit code 124",
+        "seconds, more than 0 and at most 86400"
+    );
+
+    static ExecCommand()
     {
-        Description = "Seconds until the guest is ended with exit code 124",
-        DefaultValueFactory = _ => 60,
-    };
+        Guest.Required = true;
+        Ram.DefaultValueFactory = _ => 64;
+        Timeout.DefaultValueFactory = _ => 60;
+    }
 
     public static Command Create(Terminal terminal)
     {
@@ -106,8 +112,8 @@ internal static class ExecCommand
         try
         {
             GuestImage image = ElfImage.Load(file);
-            Action<byte>? console = json ? null : value => terminal.RawOutput.WriteByte(value);
-            result = GuestRun.Execute(strategy, image, options, console, cancellation.Token);
+            using var console = new GuestConsole(terminal.RawOutput);
+            result = GuestRun.Execute(strategy, image, options, json ? null : console.Write, cancellation.Token);
         }
         catch (GuestImageException e)
         {
@@ -118,7 +124,6 @@ internal static class ExecCommand
             throw new JobException($"cannot create the VM: {e.Message}", ExitCode.GuestNotRun);
         }
 
-        terminal.RawOutput.Flush();
         if (json)
         {
             terminal.Output.WriteLine(Json.Serialize(AsJson(result)));

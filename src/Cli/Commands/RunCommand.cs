@@ -22,18 +22,19 @@ internal static class RunCommand
             "--traps-per-unit",
             "Sensitive instructions per work unit, e.g. 0,1,2,4,8; the control 0 is always measured"
         );
-        var rounds = new Option<int?>("--rounds") { Description = "Samples of each cell; the profile's when left out" };
-        var seed = new Option<ulong?>("--seed") { Description = "Seed of the order; drawn and recorded when left out" };
-        var output = new Option<string>("--out")
-        {
-            Description = "Folder that run directories go into",
-            DefaultValueFactory = _ => "results",
-        };
-        var resume = new Option<string?>("--resume")
-        {
-            Description = "Go on with an interrupted run",
-            HelpName = "RUN",
-        };
+        Option<int> rounds = CommonOptions.Number<int>(
+            "--rounds",
+            "Samples of each cell; the profile's when left out",
+            "1 to 10000"
+        );
+        Option<ulong> seed = CommonOptions.Number<ulong>(
+            "--seed",
+            "Seed of the order; drawn and recorded when left out",
+            "a whole number from 0 to 18446744073709551615"
+        );
+        Option<string> output = CommonOptions.Path("--out", "Folder that run directories go into", "DIR");
+        output.DefaultValueFactory = _ => "results";
+        Option<string> resume = CommonOptions.Path("--resume", "Go on with an interrupted run", "RUN");
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command("run", "Measure, fit, draw and report: the main job")
         {
@@ -56,13 +57,13 @@ internal static class RunCommand
             }
 
             string[] ks = parsed.GetValue(densities)!;
-            SweepProfile chosen = Profile(parsed.GetValue(profile)!, ks, parsed.GetValue(rounds));
+            SweepProfile chosen = Profile(parsed.GetValue(profile)!, ks, Given(parsed, rounds));
             var options = new SweepOptions
             {
                 Strategies = Choice.Strategies(parsed.GetValue(strategies)!),
                 Workloads = Choice.Workloads(parsed.GetValue(workloads)!),
                 Profile = chosen,
-                Seed = parsed.GetValue(seed) ?? (ulong)Random.Shared.NextInt64(1, 1L << 32),
+                Seed = Given(parsed, seed) ?? (ulong)Random.Shared.NextInt64(1, 1L << 32),
                 Strict = parsed.GetValue(strict),
             };
             foreach (Workload workload in options.Workloads)
@@ -101,6 +102,10 @@ internal static class RunCommand
             Densities = densities.Length > 0 ? Choice.Densities(densities) : profile.Densities,
         };
     }
+
+    /// <summary>The option's value, or null when it was left out.</summary>
+    private static T? Given<T>(ParseResult parsed, Option<T> option)
+        where T : struct => parsed.GetResult(option) is null ? null : parsed.GetValue(option);
 
     private static void RefuseBeside(ParseResult parsed, params Option[] others)
     {
