@@ -1,0 +1,331 @@
+using System.Globalization;
+using System.Text.Json;
+using Iced.Intel;
+using VirtBench.Strategies;
+using VirtBench.Tests;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace VirtBench.Cli.Tests;
+
+public sealed class ExecFacts
+{
+    private const string Simulated = "simulated-trap-and-emulate";
+
+    public static TheoryData<string> Strategies => [.. StrategyCatalog.All.Select(strategy => strategy.Id)];
+
+    private static void SkipUnavailable(string strategyId)
+    {
+        string? reason = StrategyCatalog.Find(strategyId)!.UnavailableReason();
+        Assert.SkipWhen(reason is not null, reason ?? "");
+    }
+
+    private static Call Exec(byte[] file, string strategy, params string[] more)
+    {
+        using var folder = new TemporaryFolder();
+        return Call.Of(["exec", "--guest", folder.Write("guest.elf", file), "--strategy", strategy, .. more]);
+    }
+
+    private static void Exit(Assembler a, byte status)
+    {
+        a.mov(al, status);
+        a.@out(0xF4, al);
+    }
+
+    private static void Print(Assembler a, string text)
+    {
+        a.mov(dx, 0x3F8);
+        foreach (char c in text)
+        {
+            a.mov(al, (byte)c);
+            a.@out(dx, al);
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void The_exit_code_is_the_guests_status(string strategy)
+    {
+        SkipUnavailable(strategy);
+        foreach (byte status in (byte[])[0, 1, 2, 42, 124, 125, 127, 128, 255])
+        {
+            Call call = Exec(GuestFile.Of(a => Exit(a, status)), strategy);
+            Assert.Equal((status, ""), (call.ExitCode, call.Error));
+            Assert.Contains($"exited with status {status},", call.Output);
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void Json_has_the_fields_that_scripts_rely_on(string strategy)
+    {
+        SkipUnavailable(strategy);
+        byte[] file = GuestFile.Of(a =>
+        {
+            a.mov(eax, 7);
+            a.@out(0xB0, eax);
+            a.nop();
+            a.mov(eax, 1);
+            a.@out(0xB8, eax);
+            a.mov(eax, 5);
+            a.@out(0xB4, eax);
+            Print(a, "a\n\u00e9\"");
+            Exit(a, 3);
+        });
+
+        Call call = Exec(file, strategy, "--json");
+
+        Assert.Equal((3, ""), (call.ExitCode, call.Error));
+        using var json = JsonDocument.Parse(call.Output);
+        JsonElement root = json.RootElement;
+        Assert.Equal(
+            [
+                "strategy",
+                "status",
+                "end",
+                "error",
+                "console",
+                "elapsed_ns",
+                "regions",
+                "exits",
+                "faithful",
+                "notes",
+                "time_source",
+            ],
+            root.EnumerateObject().Select(field => field.Name)
+        );
+        Assert.Equal(strategy, root.GetProperty("strategy").GetString());
+        Assert.Equal(3, root.GetProperty("status").GetInt32());
+        Assert.Equal("a\n\u00e9\"", root.GetProperty("console").GetString());
+        Assert.True(root.GetProperty("elapsed_ns").GetDouble() > 0);
+        Assert.True(root.GetProperty("faithful").GetBoolean());
+        Assert.Empty(root.GetProperty("notes").EnumerateArray());
+        JsonElement region = Assert.Single(root.GetProperty("regions").EnumerateArray());
+        Assert.Equal(["id", "units", "elapsed_ns", "traps"], region.EnumerateObject().Select(field => field.Name));
+        Assert.Equal(7, region.GetProperty("id").GetInt32());
+        Assert.Equal(0x1_0000_0005, region.GetProperty("units").GetInt64());
+        Assert.True(region.GetProperty("elapsed_ns").GetDouble() >= 0);
+        Assert.Equal(0, region.GetProperty("traps").GetInt64());
+        Assert.Equal(5, root.GetProperty("exits").GetProperty("port-io").GetInt64()); // four bytes and the exit port
+        Assert.Equal(3, root.GetProperty("exits").GetProperty("region-marker").GetInt64());
+    }
+
+    [Fact]
+    public void Json_of_a_guest_that_failed_says_so()
+    {
+        Call call = Exec(GuestFile.Of(a => a.ud2()), Simulated, "--json");
+        using var json = JsonDocument.Parse(call.Output);
+        Assert.Equal(JsonValueKind.Null, json.RootElement.GetProperty("status").ValueKind);
+        Assert.Contains("triple fault", json.RootElement.GetProperty("error").GetString());
+        Assert.Equal(ExitCode.GuestNotRun, call.ExitCode);
+        Assert.StartsWith("virtbench: triple fault", call.Error);
+    }
+
+    [Fact]
+    public void An_instruction_that_does_not_trap_makes_the_run_unfaithful()
+    {
+        Call call = Exec(
+            GuestFile.Of(a =>
+            {
+                a.cpuid();
+                Exit(a, 0);
+            }),
+            Simulated,
+            "--json"
+        );
+        using var json = JsonDocument.Parse(call.Output);
+        Assert.False(json.RootElement.GetProperty("faithful").GetBoolean());
+        Assert.StartsWith("cpuid at 0x100000 is not trapped", json.RootElement.GetProperty("notes")[0].GetString());
+    }
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void Ram_and_parameters_reach_the_guest(string strategy)
+    {
+        SkipUnavailable(strategy);
+        // Boot information: RAM bytes at 8, parameter count at 48, parameters behind it. Status: RAM in MiB plus their sum.
+        byte[] file = GuestFile.Of(a =>
+        {
+            a.mov(rax, __qword_ptr[rdi + 8]);
+            a.shr(rax, 20);
+            a.mov(rcx, __qword_ptr[rdi + 48]);
+            Label next = a.CreateLabel();
+            a.Label(ref next);
+            a.add(rax, __qword_ptr[rdi + (rcx * 8) + 48]);
+            a.dec(rcx);
+            a.jnz(next);
+            a.@out(0xF4, al);
+        });
+
+        Call call = Exec(file, strategy, "--ram", "32", "--param", "0x10,20", "--param", "30", "40");
+
+        Assert.Equal((32 + 16 + 20 + 30 + 40, ""), (call.ExitCode, call.Error));
+    }
+
+    [Fact]
+    public void The_least_and_the_most_of_everything_is_accepted()
+    {
+        byte[] exits = GuestFile.Of(a => Exit(a, 9));
+        string[] most = [.. Enumerable.Range(0, 505).Select(i => i.ToString(CultureInfo.InvariantCulture))];
+        Assert.Equal(9, Exec(exits, Simulated, "--ram", "16384").ExitCode);
+        Assert.Equal(9, Exec(exits, Simulated, "--ram", "2", "--timeout", "86400").ExitCode);
+        Assert.Equal(9, Exec(exits, Simulated, ["--param", .. most]).ExitCode);
+        Assert.Equal(9, Exec(exits, Simulated, "--param", "0xFFFFFFFFFFFFFFFF", "18446744073709551615").ExitCode);
+        Exec(exits, Simulated, ["--param", "1", .. most]).AssertFails(ExitCode.Usage, "at most 505 parameters");
+    }
+
+    [Theory]
+    [InlineData("--ram 0", "--ram 0: guest RAM is 1 to 16384 MiB")]
+    [InlineData("--ram 16385", "--ram 16385: guest RAM is 1 to 16384 MiB")]
+    [InlineData("--ram -1", "--ram -1: guest RAM is 1 to 16384 MiB")]
+    [InlineData("--ram much", "--ram much: give 1 to 16384 MiB")]
+    [InlineData("--ram 99999999999", "--ram 99999999999: give 1 to 16384 MiB")]
+    [InlineData("--timeout 0", "--timeout 0: give seconds")]
+    [InlineData("--timeout -1", "--timeout -1: give seconds")]
+    [InlineData("--timeout NaN", "--timeout NaN: give seconds")]
+    [InlineData("--timeout 86401", "--timeout 86401: give seconds")]
+    [InlineData("--timeout soon", "--timeout soon: give seconds")]
+    [InlineData("--param -5", "--param -5: give a number")]
+    [InlineData("--param 1.5", "--param 1.5: give a number")]
+    [InlineData("--param 0x", "--param 0x: give a number")]
+    [InlineData("--param 0x10000000000000000", "--param 0x10000000000000000: give a number")]
+    [InlineData("--param 18446744073709551616", "--param 18446744073709551616: give a number")]
+    [InlineData("--nonsense", "there is no '--nonsense' here")]
+    [InlineData("--ram", "--ram")]
+    public void A_senseless_option_is_bad_usage(string options, string says) =>
+        Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, options.Split(' ')).AssertFails(ExitCode.Usage, says);
+
+    [Theory]
+    [InlineData("unheard-of", "there is no strategy 'unheard-of'; the strategies are native, trap-and-emulate")]
+    [InlineData("", "the strategies are native, trap-and-emulate")]
+    [InlineData("simulated-native,simulated-trap-and-emulate", "give one strategy")]
+    [InlineData("all", "give one strategy")]
+    public void A_guest_runs_under_one_known_strategy(string strategy, string says) =>
+        Exec(GuestFile.Of(a => Exit(a, 0)), strategy).AssertFails(ExitCode.Usage, says);
+
+    [Fact]
+    public void What_is_no_file_is_refused()
+    {
+        using var folder = new TemporaryFolder();
+        AssertRefused(folder.At("missing.elf"), ExitCode.GuestNotRun, "missing.elf does not exist");
+        AssertRefused(folder.At("missing/guest.elf"), ExitCode.GuestNotRun, "does not exist");
+        AssertRefused(folder.FullPath, ExitCode.GuestNotRun, "is a directory");
+        AssertRefused(folder.Write("empty.elf", []), ExitCode.GuestNotRun, "empty");
+        AssertRefused("/dev/zero", ExitCode.GuestNotRun, "not a regular file");
+        AssertRefused(folder.Write("script.elf", "#!/bin/sh\n"u8.ToArray()), ExitCode.GuestNotRun, "not an ELF file");
+        AssertRefused("", ExitCode.Usage, "--guest is empty");
+        Call.Of("exec", "--strategy", Simulated).AssertFails(ExitCode.Usage, "--guest");
+        Call.Of("exec", "--guest", "x.elf").AssertFails(ExitCode.Usage, "--strategy");
+
+        static void AssertRefused(string path, int code, string says) =>
+            Call.Of("exec", "--guest", path, "--strategy", Simulated).AssertFails(code, says);
+    }
+
+    private static GuestSegment Code(ulong address = GuestFile.CodeStart, ulong? memory = null) =>
+        new(address, GuestFile.Assemble(a => Exit(a, 0)), memory ?? 0x1000);
+
+    /// <summary>Each way a file can be bad, beside what the tool must say.</summary>
+    private static readonly Dictionary<string, (byte[] File, string Says)> BadFiles = new()
+    {
+        ["32-bit"] = (With(file => file[GuestFile.Class] = 1), "32-bit"),
+        ["big-endian"] = (With(file => file[GuestFile.ByteOrder] = 2), "big-endian"),
+        ["position-independent"] = (With(file => GuestFile.Put16(file, GuestFile.Type, 3)), "position-independent"),
+        ["object file"] = (With(file => GuestFile.Put16(file, GuestFile.Type, 1)), "not an executable"),
+        ["another machine"] = (With(file => GuestFile.Put16(file, GuestFile.Machine, 183)), "another machine"),
+        ["entry before the code"] = (GuestFile.Of(0xF_FFFF, Code()), "lies in no executable segment"),
+        ["entry behind the code"] = (GuestFile.Of(0x10_1000, Code()), "lies in no executable segment"),
+        ["entry 0"] = (GuestFile.Of(0, Code()), "lies in no executable segment"),
+        ["entry in data"] = (
+            GuestFile.Of(0x20_0000, Code(), new GuestSegment(0x20_0000, [0xF4], 0x1000, Executable: false)),
+            "lies in no executable segment"
+        ),
+        ["segment at 0"] = (GuestFile.Of(0, Code(0)), "boot area"),
+        ["segment over the boot information"] = (GuestFile.Of(0x1_0000, Code(0x1_0000)), "boot area"),
+        ["segment over the stack's end"] = (GuestFile.Of(0x2_FFFF, Code(0x2_FFFF)), "boot area"),
+        ["segment behind RAM"] = (GuestFile.Of(0x400_0000, Code(0x400_0000)), "does not fit into 64 MiB"),
+        ["segment across the end of RAM"] = (GuestFile.Of(0x3FF_F800, Code(0x3FF_F800)), "does not fit into 64 MiB"),
+        ["segment in the upper half"] = (
+            GuestFile.Of(0xFFFF_FFFF_8000_0000, Code(0xFFFF_FFFF_8000_0000)),
+            "does not fit into 64 MiB"
+        ),
+        ["segment across the end of everything"] = (
+            GuestFile.Of(0xFFFF_FFFF_FFFF_F800, Code(0xFFFF_FFFF_FFFF_F800)),
+            "beyond the address space"
+        ),
+        ["segment of 32 GiB"] = (GuestFile.Of(GuestFile.CodeStart, Code(memory: 32UL << 30)), "a guest has at most"),
+        ["segment of 8 EiB"] = (GuestFile.Of(GuestFile.CodeStart, Code(memory: 1UL << 63)), "a guest has at most"),
+        ["segments that overlap"] = (GuestFile.Of(GuestFile.CodeStart, Code(), Code(0x10_0800)), "overlaps"),
+        ["segments in one place"] = (GuestFile.Of(GuestFile.CodeStart, Code(), Code()), "overlaps"),
+        ["file size of 8 EiB"] = (
+            GuestFile.Of(GuestFile.CodeStart, Code(memory: 0x1000) with { FileSize = 1UL << 63 }),
+            "more bytes in the file"
+        ),
+        ["offset behind the file"] = (
+            GuestFile.Of(GuestFile.CodeStart, Code() with { FileOffset = 1 << 20 }),
+            "truncated"
+        ),
+        ["offset that wraps"] = (
+            GuestFile.Of(GuestFile.CodeStart, Code() with { FileOffset = ulong.MaxValue }),
+            "truncated"
+        ),
+        ["no segments"] = (With(file => GuestFile.Put16(file, GuestFile.ProgramHeaderCount, 0)), "no program headers"),
+        ["65535 program headers"] = (
+            With(file => GuestFile.Put16(file, GuestFile.ProgramHeaderCount, ushort.MaxValue)),
+            "truncated"
+        ),
+    };
+
+    private static byte[] With(Action<byte[]> change)
+    {
+        byte[] file = GuestFile.Of(a => Exit(a, 0));
+        change(file);
+        return file;
+    }
+
+    public static TheoryData<string> BadFileNames => [.. BadFiles.Keys];
+
+    [Theory]
+    [MemberData(nameof(BadFileNames))]
+    public void A_bad_file_gives_one_clear_line(string name) =>
+        Exec(BadFiles[name].File, Simulated).AssertFails(ExitCode.GuestNotRun, BadFiles[name].Says);
+
+    [Fact]
+    public void A_truncated_file_is_refused_whatever_its_length()
+    {
+        byte[] file = GuestFile.Of(a => Exit(a, 0));
+        using var folder = new TemporaryFolder();
+        for (int length = 1; length < file.Length; length++)
+        {
+            string path = folder.Write("guest.elf", file[..length]);
+            Call.Of("exec", "--guest", path, "--strategy", Simulated)
+                .AssertFails(ExitCode.GuestNotRun, length < 4 ? "not an ELF file" : "truncated");
+        }
+    }
+
+    [Fact]
+    public void A_guest_at_the_very_end_of_RAM_runs() =>
+        Assert.Equal(0, Exec(GuestFile.Of(0x3FF_F000, Code(0x3FF_F000)), Simulated).ExitCode);
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void A_flood_on_the_console_passes_through_and_a_part_is_kept(string strategy)
+    {
+        SkipUnavailable(strategy);
+        const int bytes = 3 << 20;
+        byte[] file = GuestFile.Of(a =>
+        {
+            a.mov(esi, 0x20_0000);
+            a.mov(ecx, bytes);
+            a.mov(dx, 0x3F8);
+            a.rep.outsb();
+            Exit(a, 0);
+        });
+
+        Call call = Exec(file, strategy);
+        Assert.Equal((0, ""), (call.ExitCode, call.Error));
+        Assert.Equal(bytes, call.Output.Count(c => c == '\0'));
+        Assert.Contains($"first {1 << 20} of {bytes} bytes were kept", call.Output);
+
+        using var json = JsonDocument.Parse(Exec(file, strategy, "--json").Output);
+        Assert.Equal(1 << 20, json.RootElement.GetProperty("console").GetString()!.Length);
+    }
+}
