@@ -65,6 +65,9 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     /// <summary>Epoch of the view in use.</summary>
     public ulong Epoch => _view.Epoch;
 
+    /// <summary>The FXSAVE image whose x87 part no simulated instruction but FXRSTOR changes.</summary>
+    public byte* X87 => _cpu.Registers->Fxsave;
+
     /// <inheritdoc/>
     public EngineCapabilities Capabilities { get; }
 
@@ -83,6 +86,13 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         if ((m->OtherFlags & Rflags.Tf) != 0)
         {
             Fail(m->Rip, "with RFLAGS.TF set: single-stepping is not modelled");
+        }
+        else if (!SseHandlers.IsModelled(m->Mxcsr))
+        {
+            Fail(
+                m->Rip,
+                $"with MXCSR 0x{m->Mxcsr:X}: unmasked exceptions, other rounding, FTZ and DAZ are not modelled"
+            );
         }
         else
         {

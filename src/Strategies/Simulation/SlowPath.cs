@@ -150,5 +150,21 @@ internal static unsafe class SlowPath
         return Leave(m, op);
     }
 
+    /// <summary>Copies the x87 part of the FXSAVE image, bytes 0–23 and 32–159, from the core's.</summary>
+    public static void ReadX87(Machine* m, byte* image)
+    {
+        byte* x87 = Engine(m).X87;
+        Unsafe.CopyBlock(image, x87, 24);
+        Unsafe.CopyBlock(image + 32, x87 + 32, 128);
+    }
+
+    /// <summary>Undoes <see cref="ReadX87"/>.</summary>
+    public static void WriteX87(Machine* m, byte* image)
+    {
+        byte* x87 = Engine(m).X87;
+        Unsafe.CopyBlock(x87, image, 24);
+        Unsafe.CopyBlock(x87 + 32, image + 32, 128);
+    }
+
     public static Op* Unsupported(Machine* m, Op* op) => Fail(m, op, "which the simulated x86-64-v1 CPU does not have");
 }

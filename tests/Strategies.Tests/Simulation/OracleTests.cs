@@ -10,6 +10,11 @@ public sealed unsafe class OracleTests
     private const int SequenceLength = 12;
     private const ulong Base = SimulatedGuest.DataStart + 4096;
 
+    private const ulong OracleCode = 0x40_0000;
+
+    [ThreadStatic]
+    private static ulong s_oracleCode;
+
     private static bool IsSse(OpCodeInfo info) => info.Code.CpuidFeatures()[0] is CpuidFeature.SSE or CpuidFeature.SSE2;
 
     [Theory]
@@ -17,6 +22,11 @@ public sealed unsafe class OracleTests
     [InlineData(2)]
     [InlineData(3)]
     public void Integer_code_does_what_the_oracle_does(int seed) => Compare(seed, 3500, info => !IsSse(info));
+
+    [Theory]
+    [InlineData(11)]
+    [InlineData(12)]
+    public void Sse2_code_does_what_the_oracle_does(int seed) => Compare(seed, 3500, IsSse);
 
     private sealed class State
     {
@@ -110,9 +120,11 @@ public sealed unsafe class OracleTests
 
     private static State RunOracle(Unicorn unicorn, State start, byte[] code)
     {
-        ulong end = SimulatedGuest.CodeStart + (ulong)code.Length;
-        unicorn.Write(SimulatedGuest.CodeStart, code);
-        unicorn.ForgetCode(SimulatedGuest.CodeStart, SimulatedGuest.CodeStart + 4096);
+        // Unicorn keeps translations of code that is overwritten from outside, so code never lies twice at one place.
+        s_oracleCode = s_oracleCode + 256 < SimulatedGuest.RamSize ? s_oracleCode + 256 : OracleCode;
+        ulong begin = s_oracleCode;
+        ulong end = begin + (ulong)code.Length;
+        unicorn.Write(begin, code);
         unicorn.Write(SimulatedGuest.DataStart, start.Memory);
         for (int i = 0; i < 16; i++)
         {
@@ -121,7 +133,8 @@ public sealed unsafe class OracleTests
         }
 
         unicorn.Rflags = start.Flags;
-        var result = new State { Faulted = unicorn.Run(SimulatedGuest.CodeStart, end) != 0 };
+        _ = unicorn.Run(begin, end);
+        var result = new State { Faulted = unicorn.Rip != end };
         for (int i = 0; i < 16; i++)
         {
             result.Gpr[i] = unicorn[i];
@@ -129,7 +142,7 @@ public sealed unsafe class OracleTests
         }
 
         result.Flags = unicorn.Rflags;
-        result.Rip = unicorn.Rip;
+        result.Rip = unicorn.Rip - begin + SimulatedGuest.CodeStart;
         unicorn.Read(SimulatedGuest.DataStart, result.Memory);
         return result;
     }
@@ -216,11 +229,12 @@ public sealed unsafe class OracleTests
         Assert.SkipWhen(Unicorn.UnavailableReason is not null, Unicorn.UnavailableReason ?? "");
         using var unicorn = Unicorn.Create();
         unicorn.Map(0, SimulatedGuest.RamSize);
+        s_oracleCode = OracleCode;
         using var guest = new SimulatedGuest(native: true);
         var code = new RandomCode(seed, SimulatedGuest.CodeStart, wanted);
         var random = new Random(seed);
         var failures = new SortedDictionary<string, string>(StringComparer.Ordinal);
-        for (int n = 0; n < sequences && failures.Count < 12; n++)
+        for (int n = 0; n < sequences && failures.Count < 25; n++)
         {
             byte[] program = code.Next(SequenceLength, out RflagsBits undefined);
             State start = RandomState(random);
@@ -231,7 +245,12 @@ public sealed unsafe class OracleTests
             );
             if (difference is not null)
             {
-                string culprit = Locate(unicorn, guest, code, start, difference);
+                string? culprit = Locate(unicorn, guest, code, start, difference);
+                if (culprit is null)
+                {
+                    continue;
+                }
+
                 failures.TryAdd(culprit[..culprit.IndexOf(' ', StringComparison.Ordinal)], culprit);
             }
         }
@@ -240,7 +259,7 @@ public sealed unsafe class OracleTests
     }
 
     // The shortest prefix that differs ends with the culprit.
-    private static string Locate(Unicorn unicorn, SimulatedGuest guest, RandomCode code, State start, string whole)
+    private static string? Locate(Unicorn unicorn, SimulatedGuest guest, RandomCode code, State start, string whole)
     {
         int total = code.Count;
         for (int length = 1; length <= total; length++)
@@ -248,15 +267,16 @@ public sealed unsafe class OracleTests
             byte[] prefix = code.Encode(length);
             State expected = RunOracle(unicorn, start, prefix);
             State actual = RunSimulated(guest, start, prefix);
-            string? difference = Difference(
-                expected,
-                actual,
-                RflagsBits.CF | RflagsBits.PF | RflagsBits.AF | RflagsBits.ZF | RflagsBits.SF | RflagsBits.OF
-            );
+            string? difference = Difference(expected, actual, code.UndefinedAfter(length));
             if (difference is not null || length == total)
             {
                 byte[] before = code.Encode(length - 1);
                 State at = RunOracle(unicorn, start, before);
+                if (FollowsTheManualForNaNs(code[length - 1], at, actual))
+                {
+                    return null;
+                }
+
                 return $"{code[length - 1].Code} '{code[length - 1]}' [{Convert.ToHexString(prefix[before.Length..])}]: "
                     + $"{difference ?? whole}; rax {at.Gpr[0]:X} rcx {at.Gpr[1]:X} rdx {at.Gpr[2]:X} flags {at.Flags:X} "
                     + $"op0 {Operand(at, code[length - 1], 0)} op1 {Operand(at, code[length - 1], 1)}"
@@ -269,6 +289,56 @@ public sealed unsafe class OracleTests
         }
 
         return "none in the end";
+    }
+
+    // Of two NaNs SSE gives the first, made quiet (SDM vol. 1, table 4-7); Unicorn the one with the larger significand.
+    private static bool FollowsTheManualForNaNs(in Instruction i, State before, State actual)
+    {
+        bool single =
+            i.Mnemonic
+            is Mnemonic.Addps
+                or Mnemonic.Subps
+                or Mnemonic.Mulps
+                or Mnemonic.Divps
+                or Mnemonic.Addss
+                or Mnemonic.Subss
+                or Mnemonic.Mulss
+                or Mnemonic.Divss;
+        bool @double =
+            i.Mnemonic
+            is Mnemonic.Addpd
+                or Mnemonic.Subpd
+                or Mnemonic.Mulpd
+                or Mnemonic.Divpd
+                or Mnemonic.Addsd
+                or Mnemonic.Subsd
+                or Mnemonic.Mulsd
+                or Mnemonic.Divsd;
+        if (!single && !@double)
+        {
+            return false;
+        }
+
+        UInt128 a = before.Xmm[i.Op0Register - Register.XMM0];
+        UInt128 r = actual.Xmm[i.Op0Register - Register.XMM0];
+        bool found = false;
+        for (int n = 0; n < (single ? 4 : 2); n++)
+        {
+            if (single)
+            {
+                uint x = (uint)(a >> (32 * n));
+                found |= float.IsNaN(BitConverter.UInt32BitsToSingle(x)) && (uint)(r >> (32 * n)) == (x | 0x0040_0000);
+            }
+            else
+            {
+                ulong x = (ulong)(a >> (64 * n));
+                found |=
+                    double.IsNaN(BitConverter.UInt64BitsToDouble(x))
+                    && (ulong)(r >> (64 * n)) == (x | 0x0008_0000_0000_0000);
+            }
+        }
+
+        return found;
     }
 
     private static string Operand(State at, in Instruction i, int n)

@@ -88,12 +88,6 @@ internal sealed unsafe partial class Unicorn : IDisposable
     /// <summary>Runs up to an address; 0 or unicorn's error number.</summary>
     public int Run(ulong begin, ulong until) => EmuStart(_engine, begin, until, 0, 0);
 
-    /// <summary>Forgets translations of these bytes: they have been written from outside.</summary>
-    public void ForgetCode(ulong begin, ulong end) => _ = Control(_engine, RemoveCache, begin, end);
-
-    // UC_CTL_WRITE(UC_CTL_TB_REMOVE_CACHE, 2)
-    private const int RemoveCache = 9 | (2 << 26) | (1 << 30);
-
     private ulong ReadRegister(int register)
     {
         ulong value = 0;
@@ -143,8 +137,4 @@ internal sealed unsafe partial class Unicorn : IDisposable
 
     [LibraryImport(Library, EntryPoint = "uc_emu_start")]
     private static partial int EmuStart(nint engine, ulong begin, ulong until, ulong timeout, nuint count);
-
-    // Variadic in C; on x86-64 Linux the integer arguments go where a fixed prototype puts them.
-    [LibraryImport(Library, EntryPoint = "uc_ctl")]
-    private static partial int Control(nint engine, int control, ulong begin, ulong end);
 }
