@@ -18,7 +18,7 @@ public sealed class SimulatedNativeStrategy(CostProfile? profile = null) : Strat
         $"ring 3 of the simulated CPU, nothing trapped; time computed by cost profile '{_profile.Name}'";
 
     /// <inheritdoc/>
-    public override string Label => "native (simulated)";
+    public override string Label => "Simulated native";
 
     /// <inheritdoc/>
     public override bool IsSimulated => true;

@@ -18,7 +18,7 @@ public sealed class SimulatedTrapAndEmulateStrategy(CostProfile? profile = null)
         $"ring-deprivileged guest on the simulated CPU, shadow paging; time computed by cost profile '{_profile.Name}'";
 
     /// <inheritdoc/>
-    public override string Label => "trap & emulate (simulated)";
+    public override string Label => "Simulated trap-and-emulate";
 
     /// <inheritdoc/>
     public override bool IsSimulated => true;
