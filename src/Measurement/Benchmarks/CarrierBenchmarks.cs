@@ -17,7 +17,7 @@ namespace VirtBench.Measurement.Benchmarks;
 /// </summary>
 [Config(typeof(InProcessConfiguration))]
 [SupportedOSPlatform("linux")]
-public class TrapBenchmarks
+public class TrapBenchmarks : IDisposable
 {
     private const int Traps = 5_000;
 
@@ -62,10 +62,11 @@ public class TrapBenchmarks
 
     /// <summary>Ends the guest or the floors' carrier.</summary>
     [GlobalCleanup]
-    public void CleanUp()
+    public void Dispose()
     {
         _calibration?.Dispose();
         _guest?.Dispose();
+        GC.SuppressFinalize(this);
     }
 }
 
@@ -75,7 +76,7 @@ public class TrapBenchmarks
 /// </summary>
 [Config(typeof(InProcessConfiguration))]
 [SupportedOSPlatform("linux")]
-public class AddressSpaceSwitchBenchmarks
+public class AddressSpaceSwitchBenchmarks : IDisposable
 {
     private const int Switches = 400;
     private const ulong WorkingSet = 0x4000_0000;
@@ -110,7 +111,11 @@ public class AddressSpaceSwitchBenchmarks
 
     /// <summary>Ends the guest.</summary>
     [GlobalCleanup]
-    public void CleanUp() => _guest?.Dispose();
+    public void Dispose()
+    {
+        _guest?.Dispose();
+        GC.SuppressFinalize(this);
+    }
 
     // Clobbers RAX, RDI and ECX; the loop around it counts in R15.
     private void SwitchAndTouch(Assembler a, ulong tables)

@@ -1,7 +1,4 @@
 using BenchmarkDotNet.Attributes;
-using BenchmarkDotNet.Configs;
-using BenchmarkDotNet.Jobs;
-using BenchmarkDotNet.Toolchains.InProcess.Emit;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
@@ -14,7 +11,7 @@ namespace VirtBench.Measurement.Benchmarks;
 /// chosen so that one call executes <see cref="Instructions"/> of them to within one iteration, counted by the CPU's own
 /// clock (1 cycle an instruction in the textbook profile).
 /// </summary>
-[Config(typeof(Configuration))]
+[Config(typeof(InProcessConfiguration))]
 public class InterpreterBenchmarks : IDisposable
 {
     /// <summary>Guest instructions in one call.</summary>
@@ -37,17 +34,6 @@ public class InterpreterBenchmarks : IDisposable
 
     /// <summary>All kernels.</summary>
     public static IEnumerable<string> Kernels => InterpreterKernels.Names;
-
-    private sealed class Configuration : ManualConfig
-    {
-        public Configuration() =>
-            AddJob(
-                Job.Default.WithToolchain(InProcessEmitToolchain.Instance)
-                    .WithIterationCount(10)
-                    .WithWarmupCount(3)
-                    .WithIterationTime(Perfolizer.Horology.TimeInterval.FromMilliseconds(100))
-            );
-    }
 
     /// <summary>Builds the guest and finds its number of iterations.</summary>
     [GlobalSetup]
