@@ -311,17 +311,21 @@ internal sealed unsafe class CarrierProcess : IDisposable
         SetSignalStack();
         foreach (int signal in SynchronousSignals)
         {
-            SetHandler(signal, CarrierStub.Instance.HandlerAddress);
+            SetHandler(signal, CarrierStub.Instance.HandlerAddress, Linux.SaNodefer);
         }
 
         if (options.SkipInstructionLength != 0)
         {
             Control->SkipLength = (ulong)options.SkipInstructionLength;
             CarrierStub stub = CarrierStub.Instance;
-            SetHandler(Linux.SigSegv, options.ReturnByIret ? stub.SkipByIretAddress : stub.SkipAddress);
+            SetHandler(
+                Linux.SigSegv,
+                options.ReturnByIret ? stub.SkipByIretAddress : stub.SkipAddress,
+                Linux.SaNodefer
+            );
         }
 
-        SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress);
+        SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress, flags: 0);
         *(ulong*)Scratch = 0;
         Call(
             Linux.SysRtSigprocmask,
@@ -359,13 +363,13 @@ internal sealed unsafe class CarrierProcess : IDisposable
         Call(Linux.SysSigaltstack, ScratchAddress);
     }
 
-    // struct kernel_sigaction { handler, flags, restorer, mask }. The mask is empty: nothing on the way back by IRETQ would
-    // restore another one, and the kick protocol needs none.
-    private void SetHandler(int signal, ulong handler)
+    // struct kernel_sigaction { handler, flags, restorer, mask }. The mask is empty and the synchronous signals are not
+    // deferred: nothing on the way back by IRETQ would restore another mask. The kick handler sees to its own.
+    private void SetHandler(int signal, ulong handler, ulong flags)
     {
         var action = (ulong*)Scratch;
         action[0] = handler;
-        action[1] = Linux.SaSiginfo | Linux.SaOnstack | Linux.SaRestorer | Linux.SaNodefer;
+        action[1] = Linux.SaSiginfo | Linux.SaOnstack | Linux.SaRestorer | flags;
         action[2] = CarrierStub.Instance.SignalReturnAddress;
         action[3] = 0;
         Call(Linux.SysRtSigaction, (ulong)signal, ScratchAddress, 0, 8);
