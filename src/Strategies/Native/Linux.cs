@@ -81,6 +81,7 @@ internal static unsafe partial class Linux
 
     public const short PollIn = 1;
     public const int Eintr = 4;
+    public const int Eacces = 13;
     public const int Einval = 22;
 
     [StructLayout(LayoutKind.Sequential)]
@@ -197,9 +198,16 @@ internal static unsafe partial class Linux
                 fd = Syscall(SysMemfdCreate, (long)p, flags & ~MfdExec);
             }
 
-            return fd >= 0
-                ? (int)fd
-                : throw new Win32Exception((int)-fd, $"memfd_create: {new Win32Exception((int)-fd).Message}");
+            if (fd >= 0)
+            {
+                return (int)fd;
+            }
+
+            string advice =
+                fd == -Eacces && (flags & MfdExec) != 0
+                    ? "; the sysctl vm.memfd_noexec forbids executable memory files, set it to 0 or 1"
+                    : "";
+            throw new Win32Exception((int)-fd, $"memfd_create: {new Win32Exception((int)-fd).Message}{advice}");
         }
     }
 

@@ -84,9 +84,14 @@ internal static class DirectExecutionProbe
                     exit = engine.Run();
                 }
 
+                if (exit.Reason == VmExitReason.Failed)
+                {
+                    return $"the host does not let a process be set up as a carrier: {exit.Message}";
+                }
+
                 if (exit.Reason != VmExitReason.PrivilegedInstruction)
                 {
-                    return $"the self-check's CLI did not trap in ring 3: {exit.Message ?? exit.Reason.ToString()}";
+                    return $"the self-check's CLI did not trap in ring 3 but gave {exit.Reason}";
                 }
 
                 engine.SaveLazyState();
