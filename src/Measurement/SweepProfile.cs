@@ -8,9 +8,9 @@ namespace VirtBench.Measurement;
 public sealed record SweepProfile(string Name, TimeSpan SampleTime, int Rounds, IReadOnlyList<int> Densities)
 {
     /// <summary>About a minute for four workloads under trap-and-emulate, native and the simulated strategies.</summary>
-    public static SweepProfile Quick { get; } = new("quick", TimeSpan.FromMilliseconds(50), 10, [0, 1, 2, 4, 8, 16]);
+    public static SweepProfile Quick { get; } = new("quick", TimeSpan.FromMilliseconds(50), 15, [0, 1, 2, 4, 8, 16]);
 
-    /// <summary>Some five minutes: intervals half as wide.</summary>
+    /// <summary>Some five minutes: more densities and rounds.</summary>
     public static SweepProfile Standard { get; } =
         new("standard", TimeSpan.FromMilliseconds(50), 40, [0, 1, 2, 3, 4, 6, 8, 12, 16]);
 

@@ -79,7 +79,7 @@ public sealed class Cr3Switch : SlottedWorkload
     public override int MaximumTrapsPerUnit => 16;
 
     /// <inheritdoc/>
-    public override int DefaultFiller => 40_000;
+    public override int DefaultFiller => 80_000;
 
     /// <summary>The load of the next CR3, and two instructions for each page.</summary>
     protected override int SlotInstructions => 1 + (2 * _pages);

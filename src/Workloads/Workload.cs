@@ -55,7 +55,10 @@ public abstract class Workload
 }
 
 /// <summary>What a workload leaves in guest memory when it ends.</summary>
-/// <param name="Checksum">Result of the work done; equal on every strategy for the same options and units.</param>
+/// <param name="Checksum">
+/// Result of the work done; equal on every strategy for the same options, warm-up units and units. Whether it depends on k is
+/// each workload's to say.
+/// </param>
 /// <param name="TscTicks">TSC difference that the guest itself took around the region markers.</param>
 public readonly record struct WorkloadResult(ulong Checksum, ulong TscTicks)
 {

@@ -1,5 +1,7 @@
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Vmm.Tests;
 
@@ -28,6 +30,341 @@ public sealed class VirtualMachineTests : IDisposable
         Assert.Equal(1, vm.Ledger.Count(TrapReason.AddressSpaceSwitch));
         Assert.Equal(1, vm.Ledger.Count(TrapReason.PortIo));
         Assert.Contains("switch", _engine.Calls);
+    }
+
+    [Fact]
+    public void A_fault_of_the_shadow_tables_is_mapped_without_the_guest_knowing()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        Fault(0x20_1234, PageAccess.Read);
+        Fault(0x20_1234, PageAccess.Write);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(2, vm.Ledger.Count(TrapReason.HiddenPageFault));
+        Assert.Equal(
+            [
+                new ShadowPage(0x20_1234, 0x20_0000, 0x20_0000, 2 << 20, PageAccess.Read | PageAccess.Execute),
+                new ShadowPage(
+                    0x20_1234,
+                    0x20_0000,
+                    0x20_0000,
+                    2 << 20,
+                    PageAccess.Read | PageAccess.Write | PageAccess.Execute
+                ),
+            ],
+            _engine.Mapped
+        );
+    }
+
+    [Theory]
+    [InlineData(true, true)]
+    [InlineData(false, false)]
+    public void A_supervisor_with_wp_off_gets_read_only_pages_writable(bool wpOff, bool writable)
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        ulong entry = PhysicalLayout.PageTables + 0x2000 + 8;
+        vm.Memory.Write(entry, (vm.Memory.Read<ulong>(entry) & ~Pte.Writable) | Pte.Dirty);
+        vm.Cpu.Cr0 = wpOff ? vm.Cpu.Cr0 & ~Cr0.Wp : vm.Cpu.Cr0;
+        Fault(0x20_0000, PageAccess.Read);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(writable, (Assert.Single(_engine.Mapped).Access & PageAccess.Write) != 0);
+    }
+
+    [Fact]
+    public void A_fault_of_the_guests_tables_goes_to_the_guest_with_cr2_and_error_code()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        Handler(vm, Vector.PageFault);
+        Fault(0x4000_0123, PageAccess.Write);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.GuestPageFault));
+        Assert.Equal((0x4000_0123UL, 2UL), (vm.Cpu.Cr2, vm.Memory.Read<ulong>(vm.Cpu.Rsp)));
+        Assert.Empty(_engine.Mapped);
+    }
+
+    [Fact]
+    public void Ring_3_does_not_get_supervisor_pages()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        vm.Cpu.Cs = new Segment(0x23, 0, uint.MaxValue, 0xA0FB);
+        Fault(0x20_0000, PageAccess.Read);
+        RunOutcome outcome = Run(vm);
+        Assert.Equal(RunEnd.Failed, outcome.End);
+        Assert.Equal(
+            "triple fault: #PF at 0x200000 (error 0x5), RIP 0x100000, could not be delivered: IDT limit 0x0",
+            outcome.Message
+        );
+    }
+
+    [Fact]
+    public void An_address_that_is_not_canonical_raises_GP()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        Handler(vm, Vector.GeneralProtection);
+        Fault(1UL << 62, PageAccess.Read);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.GuestException));
+    }
+
+    [Fact]
+    public void A_refused_mapping_ends_the_guest_with_the_engines_line()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.MapRefusal = "this engine maps nothing there";
+        Fault(0x20_0000, PageAccess.Read);
+        Assert.Equal(new RunOutcome(RunEnd.Failed, 0, "this engine maps nothing there"), Run(vm));
+    }
+
+    [Fact]
+    public void A_load_without_RAM_reads_all_ones_and_counts_as_mmio()
+    {
+        VirtualMachine vm = Boot([0x8B, 0x00, 0xE6, 0xF4]); // mov eax, [rax]; out 0xF4, al
+        vm.Cpu.Rax = 0x2000_0000;
+        Fault(0x2000_0000, PageAccess.Read);
+        Assert.Equal(new RunOutcome(RunEnd.Exited, 0xFF, null), Run(vm));
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.Mmio));
+        Assert.Equal(1, vm.AbsentMemory.UnclaimedAccesses);
+    }
+
+    [Fact]
+    public void A_write_to_a_read_only_page_without_RAM_is_the_guests_fault()
+    {
+        VirtualMachine vm = Boot([0x89, 0x00, 0xE6, 0xF4]);
+        ulong entry = PhysicalLayout.PageTables + 0x2000 + (0x100 * 8);
+        vm.Memory.Write(entry, vm.Memory.Read<ulong>(entry) & ~Pte.Writable);
+        Handler(vm, Vector.PageFault);
+        Fault(0x2000_0000, PageAccess.Write);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(0, vm.AbsentMemory.UnclaimedAccesses);
+    }
+
+    [Fact]
+    public void Strictness_and_fetches_without_RAM_end_the_guest()
+    {
+        VirtualMachine vm = Boot([0x8B, 0x00], strict: true);
+        vm.Cpu.Rax = 0x2000_0000;
+        Fault(0x2000_0000, PageAccess.Read);
+        RunOutcome outcome = Run(vm);
+        Assert.Equal(
+            (
+                RunEnd.Failed,
+                "read of guest-physical 0x20000000, where there is neither RAM nor a device, at RIP 0x100000 (--strict)"
+            ),
+            (outcome.End, outcome.Message)
+        );
+        Fault(0x2000_0000, PageAccess.Execute);
+        outcome = Run(vm);
+        Assert.Equal(RunEnd.Failed, outcome.End);
+        Assert.Contains("fetches an instruction at 0x20000000", outcome.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_strict_guest_ends_on_a_port_without_a_device()
+    {
+        RunOutcome outcome = Run(Boot([0xE4, 0x80], strict: true));
+        Assert.Equal("IN from port 0x80, which has no device, at RIP 0x100000 (--strict)", outcome.Message);
+    }
+
+    [Fact]
+    public void An_exception_of_the_engine_goes_through_the_guests_idt()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        Handler(vm, Vector.DivideError);
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.Exception, Vector.DivideError));
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(Code, vm.Memory.Read<ulong>(vm.Cpu.Rsp));
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.GuestException));
+    }
+
+    [Theory]
+    [InlineData(new byte[] { 0xCC, 0xE6, 0xF4 }, 1)]
+    [InlineData(new byte[] { 0xCD, 0x03, 0xE6, 0xF4 }, 2)]
+    public void A_breakpoint_that_the_host_let_through_is_a_software_interrupt(byte[] code, int length)
+    {
+        VirtualMachine vm = Boot(code);
+        Handler(vm, Vector.Breakpoint);
+        _engine.Script.Enqueue(cpu =>
+        {
+            cpu.Rip += (ulong)length;
+            return new VmExit(VmExitReason.Exception, Vector.Breakpoint);
+        });
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(Code + (ulong)length, vm.Memory.Read<ulong>(vm.Cpu.Rsp));
+    }
+
+    [Fact]
+    public void A_system_call_enters_the_guests_handler()
+    {
+        VirtualMachine vm = Boot([0x0F, 0x05, 0xE6, 0xF4]);
+        vm.Cpu.Lstar = Code + 2;
+        _engine.Script.Enqueue(cpu =>
+        {
+            cpu.Rip += 2;
+            return new VmExit(VmExitReason.SystemCall);
+        });
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal((Code + 2, 1L), (vm.Cpu[Gpr.Rcx], vm.Ledger.Count(TrapReason.SystemCall)));
+    }
+
+    [Fact]
+    public void Hlt_ends_a_guest_that_nothing_can_wake()
+    {
+        VirtualMachine vm = Boot([0xF4]);
+        RunOutcome outcome = Run(vm);
+        Assert.Equal(
+            (
+                RunEnd.Failed,
+                "the guest executed HLT before RIP 0x100001 and no device of it can raise an interrupt to wake it"
+            ),
+            (outcome.End, outcome.Message)
+        );
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.Halt));
+    }
+
+    [Fact]
+    public void A_guest_that_loops_is_stopped_by_the_time_limit_and_goes_on_later()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.LoopsAtEnd = true;
+        RunOutcome outcome = Run(vm, TimeSpan.FromMilliseconds(1));
+        Assert.Equal(
+            (RunEnd.TimedOut, "the guest did not end in time; RIP was 0x100000"),
+            (outcome.End, outcome.Message)
+        );
+        Assert.Equal(RunEnd.TimedOut, Run(vm, TimeSpan.FromDays(-1)).End);
+        _engine.LoopsAtEnd = false;
+        Assert.Equal(RunEnd.Exited, Run(vm, TimeSpan.MaxValue).End);
+        Assert.Equal(RunEnd.Exited, Run(vm).End); // it has ended for good
+    }
+
+    [Fact]
+    public async Task Cancelling_stops_a_guest_that_loops()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.LoopsAtEnd = true;
+        using CancellationTokenSource cancel = new();
+        Task<RunOutcome> run = Task.Run(() => vm.Run(null, cancel.Token), TestContext.Current.CancellationToken);
+        _engine.Looping.Wait(TestContext.Current.CancellationToken);
+        await cancel.CancelAsync();
+        Assert.Equal(RunEnd.Cancelled, (await run).End);
+    }
+
+    [Fact]
+    public void A_string_instruction_without_end_can_be_stopped()
+    {
+        VirtualMachine vm = Boot([0xF3, 0x6E]); // rep outsb
+        vm.Cpu[Gpr.Rcx] = ulong.MaxValue;
+        vm.Cpu[Gpr.Rdx] = 0x80;
+        RunOutcome outcome = Run(vm, TimeSpan.FromMilliseconds(1));
+        Assert.Equal((RunEnd.TimedOut, Code), (outcome.End, vm.Cpu.Rip));
+    }
+
+    [Fact]
+    public void A_kick_that_nobody_is_behind_changes_nothing()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.Kick();
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(1, vm.Ledger.Count(TrapReason.Kick));
+    }
+
+    [Fact]
+    public void A_failed_engine_ends_the_guest_and_lazy_state_is_saved_at_the_end()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.Failed, Message: "the carrier died"));
+        Assert.Equal(new RunOutcome(RunEnd.Failed, 0, "the carrier died"), Run(vm));
+        Assert.Equal(["save"], _engine.Calls);
+    }
+
+    [Fact]
+    public void A_region_is_measured_on_the_engines_clock_with_the_exits_in_it()
+    {
+        // mov-free: eax is the id, the low and the high half of the units; each trap costs 10 ticks of 0.5 ns
+        VirtualMachine vm = Boot([0xE7, 0xB0, 0x0F, 0x30, 0x0F, 0x30, 0xE7, 0xB8, 0xE7, 0xB4, 0xE6, 0xF4]);
+        vm.Cpu.Rax = 3;
+        vm.Cpu[Gpr.Rcx] = Msr.Star;
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        MeasuredRegion region = Assert.Single(vm.Regions);
+        Assert.Equal((3u, 0x3_0000_0003UL), (region.Id, region.Units));
+        Assert.Equal((40UL, 20.0), (region.TscTicks, region.ElapsedNanoseconds));
+        Assert.Equal(
+            (2L, 2L, 0L),
+            (region.Exits[TrapReason.Msr], region.Exits[TrapReason.RegionMarker], region.Exits[TrapReason.PortIo])
+        );
+    }
+
+    [Theory]
+    [InlineData(new byte[] { 0xE7, 0xB4 }, "end without a beginning")]
+    [InlineData(new byte[] { 0xE7, 0xB0, 0xE7, 0xB0 }, "nested")]
+    [InlineData(new byte[] { 0xE6, 0xB0 }, "a byte")]
+    public void Misused_measurement_ports_end_the_guest(byte[] code, string what)
+    {
+        RunOutcome outcome = Run(Boot(code));
+        Assert.Equal(RunEnd.Failed, outcome.End);
+        Assert.Contains("measurement port", outcome.Message, StringComparison.Ordinal);
+        _ = what; // names the case in the report
+    }
+
+    [Fact]
+    public void The_console_is_what_the_guest_sends()
+    {
+        VirtualMachine vm = Boot([0xEE, 0xE6, 0xF4]); // out dx, al; out 0xF4, al
+        List<byte> sent = [];
+        vm.Serial.Transmitted = sent.Add;
+        vm.Cpu.Rax = 'A';
+        vm.Cpu[Gpr.Rdx] = 0x3F8;
+        Assert.Equal(new RunOutcome(RunEnd.Exited, (byte)'A', null), Run(vm));
+        Assert.Equal("A"u8, [.. sent]);
+    }
+
+    [Fact]
+    public void A_trap_allocates_nothing()
+    {
+        VirtualMachine vm = Boot([0xFA, 0xE6, 0xF4]);
+        long first = 0,
+            last = 0;
+        const int traps = 1000;
+        for (int i = 0; i < traps; i++)
+        {
+            int number = i;
+            _engine.Script.Enqueue(cpu =>
+            {
+                first = number == 100 ? GC.GetAllocatedBytesForCurrentThread() : first;
+                last = GC.GetAllocatedBytesForCurrentThread();
+                cpu.Rip = Code;
+                return new VmExit(VmExitReason.PrivilegedInstruction);
+            });
+        }
+
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(traps, vm.Ledger.Count(TrapReason.InterruptFlag));
+        Assert.Equal(0, last - first);
+    }
+
+    [Fact]
+    public void An_engine_that_cannot_be_created_leaves_nothing_behind_and_a_vm_disposes_its_own()
+    {
+        Assert.Throws<InvalidOperationException>(() =>
+            new VirtualMachine(4 << 20, (_, _) => throw new InvalidOperationException())
+        );
+        VirtualMachine vm = Boot([0xF4]);
+        vm.Dispose();
+        Assert.True(_engine.Disposed);
+        _vm = null;
+    }
+
+    /// <summary>The engine's next exit is a page fault.</summary>
+    private void Fault(ulong address, PageAccess access) =>
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.PageFault, Address: address, Access: access));
+
+    /// <summary>A handler that leaves by the exit port.</summary>
+    private static void Handler(VirtualMachine vm, byte vector)
+    {
+        const ulong idt = 0x14_0000,
+            handler = 0x15_0000;
+        vm.Memory.Write(handler, (ushort)0xF4E6);
+        vm.Memory.Write(idt + (vector * 16UL), (handler & 0xFFFF) | (0x8E00_0008UL << 16) | ((handler >> 16) << 48));
+        vm.Cpu.Idtr = new DescriptorTable(idt, 0xFFF);
     }
 
     private static RunOutcome Run(VirtualMachine vm, TimeSpan? timeout = null) =>

@@ -165,6 +165,19 @@ public sealed class SlottedWorkloadTests
     }
 
     [Theory]
+    [MemberData(nameof(Ids))]
+    public void Loops_have_the_same_addresses_for_every_k(string id)
+    {
+        Workload workload = Find(id);
+        List<ulong> control = Branches(workload, 0);
+        Assert.True(control.Count > workload.MaximumTrapsPerUnit);
+        for (int k = 1; k <= workload.MaximumTrapsPerUnit; k++)
+        {
+            Assert.Equal(control, Branches(workload, k));
+        }
+    }
+
+    [Theory]
     [InlineData(64)]
     [InlineData(16)]
     public void Sensitive_instructions_are_spread_evenly(int slots)
@@ -247,22 +260,21 @@ public sealed class SlottedWorkloadTests
             TimeSource = "computed: nothing",
         };
 
+    private static List<Code> Unit(Workload workload, int k) =>
+        [.. Instructions(workload, k).Select(instruction => instruction.Code)];
+
+    private static List<ulong> Branches(Workload workload, int k) =>
+        [
+            .. Instructions(workload, k)
+                .Where(instruction => instruction.IsJccShortOrNear)
+                .SelectMany(instruction => (ulong[])[instruction.IP, instruction.NearBranchTarget]),
+        ];
+
     /// <summary>The instructions of the unit, up to the RET.</summary>
-    private static List<Code> Unit(Workload workload, int k)
+    private static List<Instruction> Instructions(Workload workload, int k)
     {
         GuestImage image = workload.Build(new WorkloadOptions(k, workload.DefaultFiller));
         var decoder = Decoder.Create(64, image.Segments[0].Content.ToArray(), image.Segments[0].PhysicalAddress);
-        var codes = new List<Code>();
-        foreach (Instruction instruction in decoder)
-        {
-            if (instruction.Mnemonic == Mnemonic.Ret)
-            {
-                break;
-            }
-
-            codes.Add(instruction.Code);
-        }
-
-        return codes;
+        return [.. decoder.TakeWhile(instruction => instruction.Mnemonic != Mnemonic.Ret)];
     }
 }

@@ -13,8 +13,8 @@ internal static unsafe partial class Linux
     public const int ReadOk = 4;
     public const int WriteOk = 2;
 
-    /// <summary>Bytes of a CPU mask: 1024 CPUs, as in glibc's cpu_set_t.</summary>
-    public const int CpuMaskBytes = 128;
+    /// <summary>Bytes of a CPU mask: 8192 CPUs, the kernel's largest NR_CPUS; a smaller mask is refused on such hosts.</summary>
+    public const int CpuMaskBytes = 1024;
 
     /// <summary>struct rusage of x86-64 and arm64 Linux (getrusage(2)): two timevals and 14 longs.</summary>
     [StructLayout(LayoutKind.Sequential)]

@@ -14,6 +14,9 @@ public sealed partial class InstructionEmulator
     /// </summary>
     private const int RepetitionsPerExit = 4096;
 
+    /// <summary>While single-stepping, the trap comes after every repetition.</summary>
+    private int RepetitionLimit => (_cpu.Rflags & Rflags.Tf) != 0 ? 1 : RepetitionsPerExit;
+
     private EmulationResult In()
     {
         if (_cpu.Cpl > Iopl)
@@ -50,10 +53,11 @@ public sealed partial class InstructionEmulator
         }
 
         int size = Instruction.MemorySize.GetSize();
-        ulong addressMask = Instruction.Op0Kind == OpKind.MemoryESEDI ? uint.MaxValue : ulong.MaxValue;
+        ulong addressMask = StringAddressMask();
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
-        for (int done = 0; left > 0 && done < RepetitionsPerExit; done++)
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
         {
             ulong address = _cpu[Gpr.Rdi] & addressMask;
 
@@ -69,7 +73,8 @@ public sealed partial class InstructionEmulator
                 return EmulationResult.Event;
             }
 
-            left = Advance(Gpr.Rdi, size, addressMask, repeats);
+            Step(Gpr.Rdi, size, addressMask);
+            left = CountDown(addressMask, repeats);
         }
 
         return left > 0 ? EmulationResult.Done : Done();
@@ -83,11 +88,12 @@ public sealed partial class InstructionEmulator
         }
 
         int size = Instruction.MemorySize.GetSize();
-        ulong addressMask = Instruction.Op1Kind == OpKind.MemorySegESI ? uint.MaxValue : ulong.MaxValue;
+        ulong addressMask = StringAddressMask();
         ulong segmentBase = SegmentBase(Instruction.MemorySegment);
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
-        for (int done = 0; left > 0 && done < RepetitionsPerExit; done++)
+        int limit = RepetitionLimit;
+        for (int done = 0; left > 0 && done < limit; done++)
         {
             uint value = 0;
             ulong address = segmentBase + (_cpu[Gpr.Rsi] & addressMask);
@@ -98,7 +104,8 @@ public sealed partial class InstructionEmulator
             }
 
             _ports.Write(port, size, value, _cpu.Rip);
-            left = Advance(Gpr.Rsi, size, addressMask, repeats);
+            Step(Gpr.Rsi, size, addressMask);
+            left = CountDown(addressMask, repeats);
         }
 
         return left > 0 ? EmulationResult.Done : Done();
@@ -111,13 +118,16 @@ public sealed partial class InstructionEmulator
         return repeats ? _cpu[Gpr.Rcx] & addressMask : 1;
     }
 
-    /// <summary>Commits one repetition: index and count registers. Returns how many are left.</summary>
-    private ulong Advance(int index, int size, ulong addressMask, bool repeats)
+    /// <summary>Commits one repetition's index register.</summary>
+    private void Step(int index, int size, ulong addressMask)
     {
         ulong step = (_cpu.Rflags & Rflags.Df) != 0 ? (ulong)-size : (ulong)size;
         _cpu[index] = (_cpu[index] + step) & addressMask;
-        return repeats ? _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - 1) & addressMask : 0;
     }
+
+    /// <summary>Commits one repetition's count and returns how many are left.</summary>
+    private ulong CountDown(ulong addressMask, bool repeats) =>
+        repeats ? _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - 1) & addressMask : 0;
 
     private static unsafe Span<byte> Bytes(ref uint value, int size) =>
         new(System.Runtime.CompilerServices.Unsafe.AsPointer(ref value), size);

@@ -155,7 +155,9 @@ public sealed class VirtualMachine : IDisposable
                 case VmExitReason.Exception:
                     reason = TrapReason.GuestException;
                     dispatched = clock.Ticks;
-                    Cpu.PendingEvent = GuestEvent.Exception(exit.Vector, exit.ErrorCode);
+                    Cpu.PendingEvent = exit.Vector is Vector.Breakpoint or Vector.Overflow
+                        ? TrapGate(exit.Vector)
+                        : GuestEvent.Exception(exit.Vector, exit.ErrorCode);
                     break;
 
                 case VmExitReason.SystemCall:
@@ -206,6 +208,24 @@ public sealed class VirtualMachine : IDisposable
         dispatched = clock.Ticks;
         Complete(_emulator.Emulate(out GuestEvent guestEvent), guestEvent);
         return reason;
+    }
+
+    /// <summary>
+    /// #BP and #OF come from an instruction that the host lets ring 3 execute, with RIP behind it. The guest's own gate
+    /// decides whether it may, so RIP goes back to it: one byte for INT3, two for INT n.
+    /// </summary>
+    private GuestEvent TrapGate(byte vector)
+    {
+        const byte int3 = 0xCC;
+        bool isInt3 =
+            vector == Vector.Breakpoint
+            && PageWalker.IsCanonical(Cpu.Rip - 1)
+            && PageWalker.Walk(Cpu, Memory, Cpu.Rip - 1, PageAccess.Execute, commit: false) is { Fault: false } code
+            && Memory.Contains(code.PhysicalAddress, 1)
+            && Memory.Read<byte>(code.PhysicalAddress) == int3;
+        int length = isInt3 ? 1 : 2;
+        Cpu.Rip -= (ulong)length;
+        return GuestEvent.SoftwareInterrupt(vector, length);
     }
 
     private void Complete(EmulationResult result, in GuestEvent guestEvent)

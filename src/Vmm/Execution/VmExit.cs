@@ -21,7 +21,10 @@ public enum VmExitReason : byte
     /// </summary>
     PageFault,
 
-    /// <summary>The guest raised the exception in <see cref="VmExit.Vector"/>, which goes to the guest's own IDT.</summary>
+    /// <summary>
+    /// The guest raised the exception in <see cref="VmExit.Vector"/>, which goes to the guest's own IDT. RIP is what the
+    /// hardware reports: at the instruction for a fault, behind it for the traps #DB, #BP and #OF.
+    /// </summary>
     Exception,
 
     /// <summary>SYSCALL was executed; RIP points behind the instruction.</summary>

@@ -1,0 +1,68 @@
+// Checks what `virtbench run` left: every file of the run directory, its columns, its hashes, and that the cells are there.
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+const columns = {
+  'samples.csv':
+    'round,strategy,workload,traps_per_unit,units,traps,elapsed_ns,guest_tsc,steal_ns,involuntary_switches,outlier,status,note',
+  'exits.csv':
+    'round,strategy,workload,traps_per_unit,reason,count,switch_out_ns,dispatch_ns,emulate_ns,switch_in_ns',
+  'fits.csv':
+    't0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,verdict,points',
+};
+const fewestDensities = 5;
+const run = process.argv[2];
+const failures = [];
+const expect = (condition, message) => condition || failures.push(message);
+
+const text = (name) => (existsSync(join(run, name)) ? readFileSync(join(run, name), 'utf8') : '');
+for (const name of ['environment.json', 'report.html', 'report.md', ...Object.keys(columns)]) {
+  expect(text(name).length > 0, `${name} is missing or empty`);
+}
+for (const [name, header] of Object.entries(columns)) {
+  const expected = name === 'fits.csv' ? `strategy,workload,${header}` : header;
+  expect(text(name).split('\r\n')[0] === expected, `${name} has other columns than docs/file-formats.md says`);
+}
+
+const manifest = JSON.parse(text('manifest.json') || '{}');
+for (const [name, hash] of Object.entries(manifest.files ?? {})) {
+  const actual = createHash('sha256').update(readFileSync(join(run, name))).digest('hex');
+  expect(actual === hash, `${name} is not the file that the manifest names`);
+}
+for (const name of [...Object.keys(columns), 'environment.json', 'report.html', 'report.md']) {
+  expect(manifest.files?.[name], `the manifest has no hash of ${name}`);
+}
+const specifications = Object.keys(manifest.files ?? {}).filter((name) => /^figures\/.*\.vl\.json$/.test(name));
+expect(specifications.length >= 4, `only ${specifications.length} figures`);
+for (const name of specifications) {
+  const picture = name.replace(/\.vl\.json$/, '.svg');
+  expect(text(picture).startsWith('<svg'), `${picture} was not rendered`);
+}
+
+// Neither ids nor counts need quoting, so the first fields split at commas.
+const densities = new Map();
+for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [, strategy, workload, k] = line.split(',');
+  const cells = `${strategy}/${workload}`;
+  densities.set(cells, (densities.get(cells) ?? new Set()).add(k));
+  const row = line.match(/,(ok|trap-mismatch|checksum-mismatch|failed),/);
+  expect(row?.[1] === 'ok', `sample not ok: ${line}`);
+}
+const skipped = new Map((manifest.run?.skipped ?? []).map((s) => [s.workload ? `${s.strategy}/${s.workload}` : s.strategy, s]));
+for (const { id: strategy } of manifest.run?.strategies ?? []) {
+  for (const { id: workload } of manifest.run?.workloads ?? []) {
+    const cells = `${strategy}/${workload}`;
+    const reason = skipped.get(cells) ?? skipped.get(strategy);
+    expect(
+      reason ? reason.reason.length > 0 : (densities.get(cells)?.size ?? 0) >= fewestDensities,
+      `${cells} has ${densities.get(cells)?.size ?? 0} densities and is not listed as skipped`,
+    );
+  }
+}
+
+if (failures.length > 0) {
+  console.error(failures.slice(0, 20).join('\n'));
+  process.exit(1);
+}
+console.log(`${run}: ${densities.size} strategy-workload pairs, ${specifications.length} figures, all hashes right`);

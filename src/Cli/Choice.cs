@@ -1,0 +1,79 @@
+using VirtBench.Strategies;
+using VirtBench.Workloads;
+
+namespace VirtBench.Cli;
+
+/// <summary>From the words of a command line to strategies, workloads and numbers.</summary>
+internal static class Choice
+{
+    /// <summary>The strategies named, or all.</summary>
+    public static IReadOnlyList<Strategy> Strategies(string[] words) =>
+        Of(words, StrategyCatalog.All, strategy => strategy.Id, "strategy", "strategies");
+
+    /// <summary>The workloads named, or all.</summary>
+    public static IReadOnlyList<Workload> Workloads(string[] words) =>
+        Of(words, WorkloadCatalog.All, workload => workload.Id, "workload", "workloads");
+
+    /// <summary>One strategy that this host can run.</summary>
+    public static Strategy AvailableStrategy(string word)
+    {
+        Strategy strategy = Strategies([word])[0];
+        return strategy.UnavailableReason() is { } reason
+            ? throw new JobException($"strategy {strategy.Id} is not available here: {reason}", ExitCode.GuestNotRun)
+            : strategy;
+    }
+
+    /// <summary>Trap densities: whole numbers, ascending, the control among them.</summary>
+    public static IReadOnlyList<int> Densities(string[] words)
+    {
+        var densities = new SortedSet<int>();
+        foreach (string word in Split(words))
+        {
+            if (!int.TryParse(word, out int k) || k < 0)
+            {
+                throw new UsageException(
+                    $"'{word}' is not a number of traps per unit: give whole numbers from 0, e.g. 0,1,2,4,8"
+                );
+            }
+
+            densities.Add(k);
+        }
+
+        densities.Add(0); // without the control there is no t0
+        return [.. densities];
+    }
+
+    /// <summary>Splits what may come as <c>a,b</c>, as <c>a b</c> or repeated.</summary>
+    public static string[] Split(string[] words) =>
+        [
+            .. words.SelectMany(word =>
+                word.Split(',', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)
+            ),
+        ];
+
+    private static IReadOnlyList<T> Of<T>(
+        string[] words,
+        IReadOnlyList<T> known,
+        Func<T, string> id,
+        string one,
+        string many
+    )
+    {
+        string[] ids = Split(words);
+        if (ids.Length == 0 || ids is ["all"])
+        {
+            return known;
+        }
+
+        return
+        [
+            .. ids.Distinct()
+                .Select(word =>
+                    known.FirstOrDefault(candidate => id(candidate) == word)
+                    ?? throw new UsageException(
+                        $"there is no {one} '{word}'; the {many} are {string.Join(", ", known.Select(id))}"
+                    )
+                ),
+        ];
+    }
+}

@@ -1,0 +1,226 @@
+using System.CommandLine;
+using System.Globalization;
+using System.Text;
+using VirtBench.Measurement;
+using VirtBench.Strategies;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Cli.Commands;
+
+/// <summary><c>virtbench exec</c>: one guest program under one strategy.</summary>
+internal static class ExecCommand
+{
+    private static readonly Option<string> Guest = new("--guest")
+    {
+        Description = "ELF64 static executable for x86-64",
+        Required = true,
+        HelpName = "FILE.elf",
+    };
+
+    private static readonly Option<string> StrategyId = new("--strategy")
+    {
+        Description = "Strategy id",
+        Required = true,
+    };
+
+    private static readonly Option<int> Ram = new("--ram")
+    {
+        Description = "RAM in MiB, 1 to 16384",
+        DefaultValueFactory = _ => 64,
+    };
+
+    private static readonly Option<string[]> Parameters = CommonOptions.List(
+        "--param",
+        "Parameters for the guest: numbers, decimal or 0x…"
+    );
+
+    private static readonly Option<double> Timeout = new("--timeout")
+    {
+        Description = "Seconds until the guest is ended with exit code 124",
+        DefaultValueFactory = _ => 60,
+    };
+
+    public static Command Create(Terminal terminal)
+    {
+        Option<bool> json = CommonOptions.Json();
+        Option<bool> strict = CommonOptions.Strict();
+        var command = new Command(
+            "exec",
+            "Run one guest program. Exit code: the guest's status; 124 on time-out; 125 when it could not run or go on"
+        )
+        {
+            Guest,
+            StrategyId,
+            Ram,
+            Parameters,
+            Timeout,
+            strict,
+            json,
+        };
+        command.SetAction(parsed =>
+        {
+            int ram = parsed.GetValue(Ram);
+            if (ram is < 1 or > 16384)
+            {
+                throw new UsageException($"--ram {ram}: guest RAM is 1 to 16384 MiB");
+            }
+
+            double seconds = parsed.GetValue(Timeout);
+            if (!(seconds is > 0 and <= 86400))
+            {
+                throw new UsageException($"--timeout {seconds}: give seconds, more than 0 and at most 86400");
+            }
+
+            var options = new GuestRunOptions
+            {
+                RamBytes = (ulong)ram << 20,
+                Parameters = [.. Choice.Split(parsed.GetValue(Parameters)!).Select(ParseNumber)],
+                Timeout = TimeSpan.FromSeconds(seconds),
+                Strict = parsed.GetValue(strict),
+            };
+            return Execute(
+                terminal,
+                parsed.GetValue(Guest)!,
+                parsed.GetValue(StrategyId)!,
+                options,
+                parsed.GetValue(json)
+            );
+        });
+        return command;
+    }
+
+    private static int Execute(Terminal terminal, string file, string strategyId, GuestRunOptions options, bool json)
+    {
+        if (options.Parameters.Count > BootOptions.MaximumParameters)
+        {
+            throw new UsageException(
+                $"--param: at most {BootOptions.MaximumParameters} parameters fit into the boot information"
+            );
+        }
+
+        Strategy strategy = Choice.AvailableStrategy(strategyId);
+        using var cancellation = new CancellationTokenSource();
+        using IDisposable interrupt = Terminal.CancelOnInterrupt(cancellation);
+        GuestRunResult result;
+        try
+        {
+            GuestImage image = ElfImage.Load(file);
+            Action<byte>? console = json ? null : value => terminal.RawOutput.WriteByte(value);
+            result = GuestRun.Execute(strategy, image, options, console, cancellation.Token);
+        }
+        catch (GuestImageException e)
+        {
+            throw new JobException(e.Message, ExitCode.GuestNotRun);
+        }
+        catch (Exception e) when (e is System.ComponentModel.Win32Exception or PlatformNotSupportedException)
+        {
+            throw new JobException($"cannot create the VM: {e.Message}", ExitCode.GuestNotRun);
+        }
+
+        terminal.RawOutput.Flush();
+        if (json)
+        {
+            terminal.Output.WriteLine(Json.Serialize(AsJson(result)));
+        }
+        else
+        {
+            Print(terminal.Output, result);
+        }
+
+        if (result.Outcome.Message is { } message)
+        {
+            terminal.Error.WriteLine($"virtbench: {message}");
+        }
+
+        return result.Outcome.End switch
+        {
+            RunEnd.Exited => result.Outcome.Status,
+            RunEnd.TimedOut => ExitCode.TimedOut,
+            RunEnd.Cancelled => ExitCode.Interrupted,
+            _ => ExitCode.GuestNotRun,
+        };
+    }
+
+    private static void Print(TextWriter output, GuestRunResult result)
+    {
+        if (result.Console.Length > 0 && result.Console.Span[^1] != (byte)'\n')
+        {
+            output.WriteLine();
+        }
+
+        output.WriteLine(
+            $"-- {result.Strategy}: {Describe(result.Outcome)}, {Nanoseconds(result.ElapsedNanoseconds)} ({result.TimeSource})"
+        );
+        foreach ((string reason, long count) in result.Exits.OrderByDescending(exit => exit.Value))
+        {
+            output.WriteLine($"   {count, 12} exits  {reason}");
+        }
+
+        foreach (MeasuredRegion region in result.Regions)
+        {
+            output.WriteLine(
+                $"   region {region.Id}: {region.Units} units in {Nanoseconds(region.ElapsedNanoseconds)}, "
+                    + $"{GuestRunResult.TrapsIn(region)} traps"
+            );
+        }
+
+        foreach (string note in result.Notes)
+        {
+            output.WriteLine($"   note: {note}");
+        }
+    }
+
+    private static object AsJson(GuestRunResult result) =>
+        new
+        {
+            result.Strategy,
+            Status = result.Outcome.End == RunEnd.Exited ? (int?)result.Outcome.Status : null,
+            End = Describe(result.Outcome),
+            Error = result.Outcome.Message,
+            Console = Encoding.Latin1.GetString(result.Console.Span),
+            ElapsedNs = Math.Round(result.ElapsedNanoseconds, 1),
+            Regions = result.Regions.Select(region => new
+            {
+                region.Id,
+                region.Units,
+                ElapsedNs = Math.Round(region.ElapsedNanoseconds, 1),
+                Traps = GuestRunResult.TrapsIn(region),
+            }),
+            result.Exits,
+            result.Faithful,
+            result.Notes,
+            result.TimeSource,
+        };
+
+    private static string Describe(RunOutcome outcome) =>
+        outcome.End switch
+        {
+            RunEnd.Exited => $"exited with status {outcome.Status}",
+            RunEnd.TimedOut => "timed out",
+            RunEnd.Cancelled => "cancelled",
+            _ => "failed",
+        };
+
+    private static string Nanoseconds(double value) =>
+        value switch
+        {
+            >= 1e9 => $"{value / 1e9:F3} s",
+            >= 1e6 => $"{value / 1e6:F3} ms",
+            >= 1e3 => $"{value / 1e3:F3} µs",
+            _ => $"{value:F1} ns",
+        };
+
+    private static ulong ParseNumber(string word)
+    {
+        bool hex = word.StartsWith("0x", StringComparison.OrdinalIgnoreCase);
+        return ulong.TryParse(
+            hex ? word[2..] : word,
+            hex ? NumberStyles.HexNumber : NumberStyles.None,
+            CultureInfo.InvariantCulture,
+            out ulong value
+        )
+            ? value
+            : throw new UsageException($"--param {word}: give a number of up to 64 bits, decimal or 0x…");
+    }
+}

@@ -1,0 +1,134 @@
+using System.Buffers;
+using VirtBench.Strategies;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Measurement;
+
+/// <summary>How one guest program is to be run.</summary>
+public sealed record GuestRunOptions
+{
+    /// <summary>RAM in bytes.</summary>
+    public ulong RamBytes { get; init; } = 64 << 20;
+
+    /// <summary>Boot parameters.</summary>
+    public IReadOnlyList<ulong> Parameters { get; init; } = [];
+
+    /// <summary>Wall-clock limit; null for none.</summary>
+    public TimeSpan? Timeout { get; init; }
+
+    /// <summary>End a guest that touches a port or an address that nothing answers.</summary>
+    public bool Strict { get; init; }
+
+    /// <summary>Most bytes of the console that the result keeps; the rest is still passed on to the sink.</summary>
+    public int ConsoleLimit { get; init; } = 1 << 20;
+}
+
+/// <summary>What one run of a guest program came to.</summary>
+/// <param name="Strategy">Strategy id.</param>
+/// <param name="Outcome">How it ended.</param>
+/// <param name="Console">What it sent to the console, up to the limit.</param>
+/// <param name="ConsoleBytes">Bytes it sent in all.</param>
+/// <param name="ElapsedNanoseconds">Time from the first entry to the end, on the engine's clock.</param>
+/// <param name="Regions">The regions it measured.</param>
+/// <param name="Exits">Exits by the ledger's names; reasons that did not occur are left out.</param>
+/// <param name="Faithful">
+/// False when the image holds instructions that this strategy executes without the VMM seeing them.
+/// </param>
+/// <param name="Notes">Lines for the user: such instructions, accesses to nothing, console bytes not kept.</param>
+/// <param name="TimeSource">Where the times come from.</param>
+public sealed record GuestRunResult(
+    string Strategy,
+    RunOutcome Outcome,
+    ReadOnlyMemory<byte> Console,
+    long ConsoleBytes,
+    double ElapsedNanoseconds,
+    IReadOnlyList<MeasuredRegion> Regions,
+    IReadOnlyDictionary<string, long> Exits,
+    bool Faithful,
+    IReadOnlyList<string> Notes,
+    string TimeSource
+)
+{
+    /// <summary>Exits in a region, the markers' own left out.</summary>
+    public static long TrapsIn(MeasuredRegion region) =>
+        region.Exits.Counts.Sum() - region.Exits[TrapReason.RegionMarker];
+}
+
+/// <summary>Runs one guest program under one strategy: what <c>virtbench exec</c> does.</summary>
+public static class GuestRun
+{
+    /// <summary>Runs it to its end on the calling thread.</summary>
+    /// <param name="strategy">A strategy that is available.</param>
+    /// <param name="image">The program.</param>
+    /// <param name="options">RAM, parameters, limits.</param>
+    /// <param name="console">Receives each console byte as the guest sends it, on the calling thread; may be null.</param>
+    /// <param name="cancellation">Kicks the guest out when signalled.</param>
+    /// <exception cref="GuestImageException">The image does not fit.</exception>
+    public static GuestRunResult Execute(
+        Strategy strategy,
+        GuestImage image,
+        GuestRunOptions options,
+        Action<byte>? console = null,
+        CancellationToken cancellation = default
+    )
+    {
+        using var machine = new VirtualMachine(options.RamBytes, strategy.CreateEngine, options.Strict);
+        var kept = new ArrayBufferWriter<byte>();
+        long sent = 0;
+        machine.Serial.Transmitted = value =>
+        {
+            if (sent++ < options.ConsoleLimit)
+            {
+                kept.GetSpan(1)[0] = value;
+                kept.Advance(1);
+            }
+
+            console?.Invoke(value);
+        };
+        machine.Load(image, new BootOptions { Parameters = options.Parameters });
+        IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);
+
+        double start = machine.Clock.Nanoseconds;
+        RunOutcome outcome = machine.Run(options.Timeout, cancellation);
+        double elapsed = machine.Clock.Nanoseconds - start;
+
+        var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
+        if (machine.Ports.UnclaimedAccesses > 0)
+        {
+            notes.Add($"accesses to ports without a device: {machine.Ports.UnclaimedAccesses}");
+        }
+
+        if (machine.AbsentMemory.UnclaimedAccesses > 0)
+        {
+            notes.Add($"accesses to addresses without RAM: {machine.AbsentMemory.UnclaimedAccesses}");
+        }
+
+        if (sent > options.ConsoleLimit)
+        {
+            notes.Add($"the console's first {options.ConsoleLimit} of {sent} bytes were kept");
+        }
+
+        var exits = new Dictionary<string, long>();
+        for (int i = 0; i < TrapReasons.Count; i++)
+        {
+            if (machine.Ledger.Count((TrapReason)i) is > 0 and var count)
+            {
+                exits.Add(((TrapReason)i).Name(), count);
+            }
+        }
+
+        return new GuestRunResult(
+            strategy.Id,
+            outcome,
+            kept.WrittenMemory,
+            sent,
+            elapsed,
+            [.. machine.Regions],
+            exits,
+            holes.Count == 0,
+            notes,
+            machine.Capabilities.TimeSource
+        );
+    }
+}

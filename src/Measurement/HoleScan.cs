@@ -1,0 +1,157 @@
+using Iced.Intel;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Measurement;
+
+/// <summary>An instruction of a guest image that an engine executes without the VMM seeing it.</summary>
+/// <param name="Address">Guest-physical address, which is the linear one at boot.</param>
+/// <param name="Hole">Which hole it falls through.</param>
+public readonly record struct HoleOccurrence(ulong Address, VirtualizationHole Hole);
+
+/// <summary>
+/// Looks for instructions that fall through an engine's holes, by a linear sweep over an image's executable segments. It
+/// sees what lies there before the guest runs: not code that the guest writes or loads itself; and bytes of data
+/// between functions may look like an instruction.
+/// </summary>
+public static class HoleScan
+{
+    /// <summary>Every occurrence in the order of segments and addresses.</summary>
+    public static IReadOnlyList<HoleOccurrence> Find(GuestImage image, IReadOnlyList<VirtualizationHole> holes)
+    {
+        var found = new List<HoleOccurrence>();
+        if (holes.Count == 0)
+        {
+            return found;
+        }
+
+        var byName = new Dictionary<string, VirtualizationHole>();
+        foreach (VirtualizationHole hole in holes)
+        {
+            foreach (string name in Names(hole))
+            {
+                byName.TryAdd(name, hole);
+            }
+        }
+
+        foreach (ImageSegment segment in image.Segments)
+        {
+            if (segment.Executable)
+            {
+                Sweep(segment, byName, found);
+            }
+        }
+
+        return found;
+    }
+
+    /// <summary>Lines for the user: the first few occurrences one by one, the others counted.</summary>
+    /// <param name="occurrences">What <see cref="Find"/> found.</param>
+    /// <param name="strategy">Strategy id.</param>
+    /// <param name="most">Lines before the rest is counted.</param>
+    public static IReadOnlyList<string> Describe(
+        IReadOnlyList<HoleOccurrence> occurrences,
+        string strategy,
+        int most = 5
+    )
+    {
+        var lines = occurrences
+            .Take(most)
+            .Select(one =>
+                $"{one.Hole.Instruction} at 0x{one.Address:X} is not trapped under {strategy}: {one.Hole.Effect}"
+            )
+            .ToList();
+        if (occurrences.Count > most)
+        {
+            IEnumerable<string> counts = occurrences
+                .Skip(most)
+                .GroupBy(one => one.Hole.Instruction)
+                .Select(group => $"{group.Key} {group.Count()}");
+            lines.Add($"{occurrences.Count - most} more are not trapped under {strategy}: {string.Join(", ", counts)}");
+        }
+
+        return lines;
+    }
+
+    private static void Sweep(
+        ImageSegment segment,
+        Dictionary<string, VirtualizationHole> holes,
+        List<HoleOccurrence> found
+    )
+    {
+        byte[] content = segment.Content.ToArray();
+        var reader = new ByteArrayCodeReader(content);
+        var decoder = Decoder.Create(64, reader, segment.PhysicalAddress);
+        var names = new string?[Enum.GetValues<Mnemonic>().Length];
+        while (reader.CanReadByte)
+        {
+            decoder.Decode(out Instruction instruction);
+            if (instruction.IsInvalid)
+            {
+                // Data or padding: go on behind its first byte.
+                reader.Position = (int)(instruction.IP - segment.PhysicalAddress) + 1;
+                decoder.IP = instruction.IP + 1;
+                continue;
+            }
+
+            string name = names[(int)instruction.Mnemonic] ??= Name(instruction.Mnemonic);
+            (string? form, string? general) = SegmentForms(instruction);
+            if (
+                holes.TryGetValue(name, out VirtualizationHole? hole)
+                || (form is not null && holes.TryGetValue(form, out hole))
+                || (general is not null && holes.TryGetValue(general, out hole))
+            )
+            {
+                found.Add(new HoleOccurrence(instruction.IP, hole));
+            }
+        }
+    }
+
+    /// <summary>The name that holes go by: of POPF and PUSHF whatever their operand size.</summary>
+    private static string Name(Mnemonic mnemonic) =>
+        mnemonic switch
+        {
+            Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq => "popf",
+            Mnemonic.Pushf or Mnemonic.Pushfd or Mnemonic.Pushfq => "pushf",
+            _ => mnemonic.ToString().ToLowerInvariant(),
+        };
+
+    /// <summary>
+    /// The names that a hole covers, without blanks: "popf"; "mov r,sreg" for every segment register or "mov r,cs" for one;
+    /// "push fs/gs" for two of them; "mov sreg / pop fs" for two instructions.
+    /// </summary>
+    internal static IEnumerable<string> Names(VirtualizationHole hole)
+    {
+        foreach (string part in hole.Instruction.Split(" / "))
+        {
+            int blank = part.IndexOf(' ', StringComparison.Ordinal);
+            if (blank < 0)
+            {
+                yield return part;
+                continue;
+            }
+
+            foreach (string operands in part[blank..].Replace(" ", "", StringComparison.Ordinal).Split('/'))
+            {
+                yield return $"{part[..blank]} {operands}";
+            }
+        }
+    }
+
+    /// <summary>Names of an instruction that moves a segment register: with the register, and for any of them.</summary>
+    private static (string? Form, string? General) SegmentForms(in Instruction instruction)
+    {
+        Register to = instruction.Op0Register;
+        Register from = instruction.Op1Register;
+        return instruction.Mnemonic switch
+        {
+            Mnemonic.Mov when from.IsSegmentRegister() => ($"mov r,{Lower(from)}", "mov r,sreg"),
+            Mnemonic.Mov when to.IsSegmentRegister() => ($"mov {Lower(to)}", "mov sreg"),
+            Mnemonic.Push when to.IsSegmentRegister() => ($"push {Lower(to)}", "push sreg"),
+            Mnemonic.Pop when to.IsSegmentRegister() => ($"pop {Lower(to)}", "pop sreg"),
+            _ => (null, null),
+        };
+    }
+
+    private static string Lower(Register register) => register.ToString().ToLowerInvariant();
+}

@@ -1,0 +1,62 @@
+using System.Text.Json.Nodes;
+using VirtBench.Analysis;
+using VirtBench.Measurement;
+using VirtBench.Reporting.Runs;
+
+namespace VirtBench.Reporting;
+
+/// <summary>A run as figures and reports see it: what its files hold and what follows from that.</summary>
+/// <param name="Manifest">manifest.json.</param>
+/// <param name="Contents">Samples, labelled, and exits.</param>
+/// <param name="Fits">A fit for every strategy and workload with samples, in the manifest's order.</param>
+/// <param name="Environment">environment.json.</param>
+public sealed record RunAnalysis(
+    Manifest Manifest,
+    RunContents Contents,
+    IReadOnlyList<OverheadFit> Fits,
+    JsonNode Environment
+)
+{
+    /// <summary>Reads a run directory and fits its samples.</summary>
+    /// <exception cref="RunDirectoryException">A file is missing or malformed, or is not the one that was measured.</exception>
+    public static RunAnalysis Of(RunDirectory run)
+    {
+        var contents = run.Read();
+        var description = run.Manifest.Run;
+        var strategies = description.Strategies.Select(strategy => strategy.Id).ToList();
+        var workloads = description.Workloads.Select(workload => workload.Id).ToList();
+        var computed = description.Strategies.Where(s => s.IsComputed).Select(s => s.Id).ToHashSet();
+        var fits = OverheadFit
+            .OfAll(contents.Samples, computed.Contains, new FitOptions(description.Seed))
+            .OrderBy(fit => Position(workloads, fit.Workload))
+            .ThenBy(fit => Position(strategies, fit.Strategy))
+            .ToList();
+        return new RunAnalysis(run.Manifest, contents, fits, run.ReadEnvironment());
+
+        static int Position(List<string> ids, string id) =>
+            ids.IndexOf(id) is >= 0 and var index ? index : int.MaxValue;
+    }
+
+    /// <summary>The workloads that have samples, in the manifest's order.</summary>
+    public IEnumerable<string> Workloads => Fits.Select(fit => fit.Workload).Distinct();
+
+    /// <summary>The manifest's entry of a strategy, or one made of its id where the manifest does not know it.</summary>
+    public StrategyEntry Strategy(string id) =>
+        Manifest.Run.Strategies.FirstOrDefault(strategy => strategy.Id == id)
+        ?? new StrategyEntry(id, id, IsComputed: false, "not recorded");
+
+    /// <summary>The manifest's entry of a workload, or one made of its id where the manifest does not know it.</summary>
+    public WorkloadEntry Workload(string id) =>
+        Manifest.Run.Workloads.FirstOrDefault(workload => workload.Id == id) ?? new WorkloadEntry(id, null, id);
+
+    /// <summary>The samples that fits use.</summary>
+    public IEnumerable<Sample> UsableSamples(OverheadFit fit) =>
+        Contents.Samples.Where(sample =>
+            sample.Cell.Strategy == fit.Strategy
+            && sample.Cell.Workload == fit.Workload
+            && sample.Status == SampleStatus.Ok
+            && sample.Units > 0
+            && double.IsFinite(sample.ElapsedNanoseconds)
+            && sample.ElapsedNanoseconds > 0
+        );
+}

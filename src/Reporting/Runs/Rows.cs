@@ -1,0 +1,234 @@
+using System.Text.Json;
+using CsvHelper;
+using VirtBench.Analysis;
+using VirtBench.Measurement;
+
+namespace VirtBench.Reporting.Runs;
+
+/// <summary>A row of samples.csv.</summary>
+[CsvRecord]
+internal sealed partial class SampleRow
+{
+    [CsvColumn("round")]
+    public int Round { get; set; }
+
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("traps_per_unit")]
+    public int TrapsPerUnit { get; set; }
+
+    [CsvColumn("units")]
+    public long Units { get; set; }
+
+    [CsvColumn("traps")]
+    public long Traps { get; set; }
+
+    [CsvColumn("elapsed_ns")]
+    public double ElapsedNanoseconds { get; set; }
+
+    [CsvColumn("guest_tsc")]
+    public ulong GuestTscTicks { get; set; }
+
+    [CsvColumn("steal_ns")]
+    public double StealNanoseconds { get; set; }
+
+    [CsvColumn("involuntary_switches")]
+    public long InvoluntarySwitches { get; set; }
+
+    [CsvColumn("outlier")]
+    public string Outlier { get; set; } = "";
+
+    [CsvColumn("status")]
+    public string Status { get; set; } = "";
+
+    [CsvColumn("note")]
+    public string Note { get; set; } = "";
+
+    public static SampleRow Of(Sample sample) =>
+        new()
+        {
+            Round = sample.Round,
+            Strategy = sample.Cell.Strategy,
+            Workload = sample.Cell.Workload,
+            TrapsPerUnit = sample.Cell.TrapsPerUnit,
+            Units = sample.Units,
+            Traps = sample.Traps,
+            ElapsedNanoseconds = sample.ElapsedNanoseconds,
+            GuestTscTicks = sample.GuestTscTicks,
+            StealNanoseconds = sample.StealNanoseconds,
+            InvoluntarySwitches = sample.InvoluntarySwitches,
+            Outlier = Words.Of(sample.Outlier),
+            Status = Words.Of(sample.Status),
+            // One row, one line: that is what lets a cut-off last row be recognised.
+            Note = Words.OneLine(sample.Note),
+        };
+
+    public Sample ToSample() =>
+        new(
+            Round,
+            new Cell(Strategy, Workload, TrapsPerUnit),
+            Units,
+            Traps,
+            ElapsedNanoseconds,
+            GuestTscTicks,
+            StealNanoseconds,
+            InvoluntarySwitches,
+            Words.Outlier(Outlier),
+            Words.Status(Status),
+            Note
+        );
+}
+
+/// <summary>A row of exits.csv.</summary>
+[CsvRecord]
+internal sealed partial class ExitRow
+{
+    [CsvColumn("round")]
+    public int Round { get; set; }
+
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("traps_per_unit")]
+    public int TrapsPerUnit { get; set; }
+
+    [CsvColumn("reason")]
+    public string Reason { get; set; } = "";
+
+    [CsvColumn("count")]
+    public long Count { get; set; }
+
+    [CsvColumn("switch_out_ns")]
+    public double? SwitchOutNanoseconds { get; set; }
+
+    [CsvColumn("dispatch_ns")]
+    public double DispatchNanoseconds { get; set; }
+
+    [CsvColumn("emulate_ns")]
+    public double EmulateNanoseconds { get; set; }
+
+    [CsvColumn("switch_in_ns")]
+    public double? SwitchInNanoseconds { get; set; }
+
+    public static ExitRow Of(ExitRecord exit) =>
+        new()
+        {
+            Round = exit.Round,
+            Strategy = exit.Cell.Strategy,
+            Workload = exit.Cell.Workload,
+            TrapsPerUnit = exit.Cell.TrapsPerUnit,
+            Reason = exit.Reason,
+            Count = exit.Count,
+            SwitchOutNanoseconds = exit.SwitchOutNanoseconds,
+            DispatchNanoseconds = exit.DispatchNanoseconds,
+            EmulateNanoseconds = exit.EmulateNanoseconds,
+            SwitchInNanoseconds = exit.SwitchInNanoseconds,
+        };
+
+    public ExitRecord ToExit() =>
+        new(
+            Round,
+            new Cell(Strategy, Workload, TrapsPerUnit),
+            Reason,
+            Count,
+            SwitchOutNanoseconds,
+            DispatchNanoseconds,
+            EmulateNanoseconds,
+            SwitchInNanoseconds
+        );
+}
+
+/// <summary>A row of fits.csv.</summary>
+[CsvRecord]
+internal sealed partial class FitRow
+{
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("t0_ns")]
+    public double? T0 { get; set; }
+
+    [CsvColumn("t0_ci_low_ns")]
+    public double? T0Low { get; set; }
+
+    [CsvColumn("t0_ci_high_ns")]
+    public double? T0High { get; set; }
+
+    [CsvColumn("dt_ns")]
+    public double? Dt { get; set; }
+
+    [CsvColumn("dt_ci_low_ns")]
+    public double? DtLow { get; set; }
+
+    [CsvColumn("dt_ci_high_ns")]
+    public double? DtHigh { get; set; }
+
+    [CsvColumn("theil_sen_dt_ns")]
+    public double? TheilSenDt { get; set; }
+
+    [CsvColumn("r2")]
+    public double? RSquared { get; set; }
+
+    [CsvColumn("lack_of_fit_p")]
+    public double? LackOfFitP { get; set; }
+
+    [CsvColumn("verdict")]
+    public string Verdict { get; set; } = "";
+
+    [CsvColumn("points")]
+    public int Points { get; set; }
+
+    public static FitRow Of(OverheadFit fit) =>
+        new()
+        {
+            Strategy = fit.Strategy,
+            Workload = fit.Workload,
+            T0 = fit.UntrappedUnitNanoseconds?.Value,
+            T0Low = fit.UntrappedUnitNanoseconds?.Low,
+            T0High = fit.UntrappedUnitNanoseconds?.High,
+            Dt = fit.TrapNanoseconds?.Value,
+            DtLow = fit.TrapNanoseconds?.Low,
+            DtHigh = fit.TrapNanoseconds?.High,
+            TheilSenDt = fit.TheilSenTrapNanoseconds,
+            RSquared = fit.RSquared,
+            LackOfFitP = fit.LackOfFitP,
+            Verdict = fit.VerdictText,
+            Points = fit.Points,
+        };
+}
+
+/// <summary>The words that stand for enumerations in CSV files.</summary>
+internal static class Words
+{
+    public static string Of(OutlierLabel label) => label == OutlierLabel.None ? "" : Lower(label.ToString());
+
+    public static string Of(SampleStatus status) => Lower(status.ToString());
+
+    public static OutlierLabel Outlier(string word) =>
+        word switch
+        {
+            "" => OutlierLabel.None,
+            "mild" => OutlierLabel.Mild,
+            "extreme" => OutlierLabel.Extreme,
+            _ => throw new FormatException($"'{word}' is no outlier label"),
+        };
+
+    public static SampleStatus Status(string word) =>
+        Array.Find(Enum.GetValues<SampleStatus>(), status => Of(status) == word) is var status && Of(status) == word
+            ? status
+            : throw new FormatException($"'{word}' is no status");
+
+    public static string OneLine(string text) => text.ReplaceLineEndings(" ");
+
+    private static string Lower(string name) => JsonNamingPolicy.KebabCaseLower.ConvertName(name);
+}

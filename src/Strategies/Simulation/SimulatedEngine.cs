@@ -1,0 +1,459 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.Simulation;
+
+/// <summary>
+/// An interpreter of x86-64-v1 behind the engine contract, with time computed from a cost profile. The guest runs
+/// deprivileged as in ring 3 of real hardware: what would fault exits, what would not sees the simulated host.
+/// </summary>
+internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObserver
+{
+    public const ulong NoAddress = ulong.MaxValue;
+
+    private readonly VirtualCpu _cpu;
+    private readonly GuestMemory _memory;
+    private readonly bool _walksTables;
+    private readonly SimulatedClock _clock;
+    private readonly AddressView _kernel = new();
+    private readonly AddressView _user = new();
+    private readonly BlockDecoder _decoder;
+    private readonly Lock _kickLock = new();
+    private readonly GCHandle _handle;
+    private Machine* _machine;
+    private AddressView _view;
+    private ulong _lastEpoch;
+    private bool _lazyStateIsCpus = true;
+    private string? _failure;
+
+    /// <summary>Creates an engine.</summary>
+    /// <param name="cpu">The CPU it serves.</param>
+    /// <param name="memory">Its memory.</param>
+    /// <param name="profile">What things cost.</param>
+    /// <param name="native">True for <c>simulated-native</c>: RDTSC executes, TLB misses walk the guest's tables.</param>
+    public SimulatedEngine(VirtualCpu cpu, GuestMemory memory, CostProfile profile, bool native)
+    {
+        _cpu = cpu;
+        _memory = memory;
+        _walksTables = native;
+        _handle = GCHandle.Alloc(this, GCHandleType.Weak);
+        _machine = (Machine*)NativeMemory.AlignedAlloc(Machine.Size, 64);
+        NativeMemory.Clear(_machine, Machine.Size);
+        _machine->EngineHandle = GCHandle.ToIntPtr(_handle);
+        _machine->JumpCache = (JumpEntry*)NativeMemory.AllocZeroed(JumpEntry.Count, (nuint)sizeof(JumpEntry));
+        for (int i = 0; i < JumpEntry.Count; i++)
+        {
+            _machine->JumpCache[i].Epoch = BlockDecoder.NoEpoch;
+        }
+
+        _machine->Host = profile.Host.ToSelectors();
+        _clock = new SimulatedClock(_machine, profile);
+        _decoder = new BlockDecoder(profile, native);
+        Blocks = new BlockCache(this, memory, _decoder);
+        _view = _kernel;
+        RenewEpochs();
+        memory.WriteObserver = this;
+        Capabilities = SimulatedCapabilities.Describe(profile, native);
+    }
+
+    /// <summary>The decoded code.</summary>
+    public BlockCache Blocks { get; }
+
+    /// <summary>Epoch of the view in use.</summary>
+    public ulong Epoch => _view.Epoch;
+
+    /// <summary>The FXSAVE image whose x87 part no simulated instruction but FXRSTOR changes.</summary>
+    public byte* X87 => _cpu.Registers->Fxsave;
+
+    /// <inheritdoc/>
+    public EngineCapabilities Capabilities { get; }
+
+    /// <inheritdoc/>
+    public IEngineClock Clock => _clock;
+
+    /// <inheritdoc/>
+    public VmExit Run()
+    {
+        Machine* m = _machine;
+        ObjectDisposedException.ThrowIf(m is null, this);
+        _clock.ChargeEntry();
+        Enter(m);
+        m->Exit = default;
+        _failure = null;
+        if ((m->OtherFlags & Rflags.Tf) != 0)
+        {
+            Fail(m->Rip, "with RFLAGS.TF set: single-stepping is not modelled");
+        }
+        else if (!SseHandlers.IsModelled(m->Mxcsr))
+        {
+            Fail(
+                m->Rip,
+                $"with MXCSR 0x{m->Mxcsr:X}: unmasked exceptions, other rounding, FTZ and DAZ are not modelled"
+            );
+        }
+        else
+        {
+            // Finds the first block, or notes a kick or a fetch fault.
+            Dispatch(m, Start(m));
+        }
+
+        Leave(m);
+        var reason = (VmExitReason)m->Exit.Reason;
+        if (reason == VmExitReason.Interrupted)
+        {
+            lock (_kickLock)
+            {
+                m->KickRequested = 0;
+            }
+        }
+
+        _clock.ChargeExit(m->Exit.FreeMarker != 0);
+        return new VmExit(
+            reason,
+            m->Exit.Vector,
+            m->Exit.ErrorCode,
+            m->Exit.Address,
+            (PageAccess)m->Exit.Access,
+            reason == VmExitReason.Failed ? _failure : null
+        );
+    }
+
+    private static Op* Start(Machine* m)
+    {
+        ulong target = m->Rip;
+        JumpEntry* entry = m->JumpCache + ((target ^ (target >> 12)) & (JumpEntry.Count - 1));
+        return entry->Rip == target && entry->Epoch == m->LiveEpoch ? entry->Target : SlowPath.Jump(m, target);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Dispatch(Machine* m, Op* op)
+    {
+        while (op is not null)
+        {
+            op = op->Handler(m, op);
+        }
+    }
+
+    private void Enter(Machine* m)
+    {
+        GuestRegisters* registers = _cpu.Registers;
+        Unsafe.CopyBlock(m->Gpr, registers->Gpr, 128);
+        m->Rip = registers->Rip;
+        m->ArithmeticFlags = registers->Rflags;
+        m->OtherFlags = registers->Rflags & ~Rflags.Arithmetic;
+        m->TscOffset = _cpu.TscOffset;
+        m->TscAux = _cpu.TscAux;
+        if (_lazyStateIsCpus)
+        {
+            _lazyStateIsCpus = false;
+            Unsafe.CopyBlock(m->Xmm, (byte*)registers + GuestRegisters.XmmOffset, 256);
+            m->Mxcsr = *(uint*)((byte*)registers + GuestRegisters.MxcsrOffset);
+            m->FsBase = _cpu.Fs.Base;
+            m->GsBase = _cpu.Gs.Base;
+        }
+
+        _view = _cpu.Cpl == 3 ? _user : _kernel;
+        m->ReadTlb = _view.Read;
+        m->WriteTlb = _view.Write;
+        PublishEpoch(m);
+    }
+
+    private void Leave(Machine* m)
+    {
+        GuestRegisters* registers = _cpu.Registers;
+        Unsafe.CopyBlock(registers->Gpr, m->Gpr, 128);
+        registers->Rip = m->Rip;
+        registers->Rflags = m->OtherFlags | m->ArithmeticFlags;
+    }
+
+    // A kick that comes between the two writes sets the epoch to 0 itself or is seen by the second test.
+    private static void PublishEpoch(Machine* m, ulong epoch)
+    {
+        Volatile.Write(ref m->LiveEpoch, epoch);
+        Interlocked.MemoryBarrier();
+        if (Volatile.Read(ref m->KickRequested) != 0)
+        {
+            Volatile.Write(ref m->LiveEpoch, 0);
+        }
+    }
+
+    private void PublishEpoch(Machine* m) => PublishEpoch(m, _view.Epoch);
+
+    /// <inheritdoc/>
+    public void Kick()
+    {
+        lock (_kickLock)
+        {
+            if (_machine is not null)
+            {
+                Volatile.Write(ref _machine->KickRequested, 1);
+                Interlocked.MemoryBarrier();
+                Volatile.Write(ref _machine->LiveEpoch, 0);
+            }
+        }
+    }
+
+    /// <summary>Notes a failure of the guest, naming the instruction.</summary>
+    public void Fail(ulong rip, string why)
+    {
+        _machine->Exit.Reason = (byte)VmExitReason.Failed;
+        _failure = $"the guest executed {Describe(rip)} at RIP 0x{rip:X}, {why}";
+    }
+
+    private string Describe(ulong rip)
+    {
+        Span<byte> bytes = stackalloc byte[15];
+        int have = 0;
+        while (have < bytes.Length && Translate(rip + (ulong)have, PageAccess.Execute, out ulong physical))
+        {
+            int part = Math.Min(bytes.Length - have, (int)(GuestMemory.PageSize - (physical & 0xFFF)));
+            _memory.Read(physical, bytes.Slice(have, part));
+            have += part;
+        }
+
+        return _decoder.Describe(rip, bytes[..have]);
+    }
+
+    /// <summary>Gives both views epochs that no link has.</summary>
+    public void RenewEpochs()
+    {
+        _kernel.Epoch = ++_lastEpoch;
+        _user.Epoch = ++_lastEpoch;
+        PublishEpoch(_machine);
+    }
+
+    /// <summary>Makes every write look for code again.</summary>
+    public void ForgetWriteMappings()
+    {
+        _kernel.FlushWrites();
+        _user.FlushWrites();
+    }
+
+    private bool Translate(ulong address, PageAccess access, out ulong physical)
+    {
+        if (_view == _user)
+        {
+            access |= PageAccess.User;
+        }
+
+        if (_view.TryTranslate(address, access, out physical))
+        {
+            return _memory.Contains(physical & ~0xFFFUL, GuestMemory.PageSize);
+        }
+
+        if (!_walksTables || !PageWalker.IsCanonical(address))
+        {
+            return false;
+        }
+
+        Translation walk = PageWalker.Walk(_cpu, _memory, address, access);
+        if (walk.Fault || !_memory.Contains(walk.PhysicalAddress & ~0xFFFUL, GuestMemory.PageSize))
+        {
+            return false;
+        }
+
+        ulong length = 1UL << walk.PageShift;
+        ulong offset = address & (length - 1);
+        bool writable =
+            walk.Dirty
+            && ((walk.Permissions & PageAccess.Write) != 0 || (_view == _kernel && (_cpu.Cr0 & Cr0.Wp) == 0));
+        var page = new ShadowPage(
+            address,
+            address - offset,
+            walk.PhysicalAddress - offset,
+            length,
+            (walk.Permissions & ~PageAccess.Write) | (writable ? PageAccess.Write : 0)
+        );
+        _ = Map(page);
+        physical = walk.PhysicalAddress;
+        return true;
+    }
+
+    private ulong Resolve(ulong address, PageAccess access)
+    {
+        if (Translate(address, access, out ulong physical))
+        {
+            return physical;
+        }
+
+        _machine->Exit.Reason = (byte)VmExitReason.PageFault;
+        _machine->Exit.Address = address;
+        _machine->Exit.Access = (byte)access;
+        return NoAddress;
+    }
+
+    /// <summary>Guest-physical address to fetch from, or <see cref="NoAddress"/> after noting a page fault.</summary>
+    public ulong ResolveFetch(ulong address)
+    {
+        TlbEntry* entry = AddressView.EntryOf(_view.Fetch, address);
+        if (entry->Tag == (address & ~0xFFFUL))
+        {
+            return address + entry->Addend;
+        }
+
+        ulong physical = Resolve(address, PageAccess.Execute);
+        if (physical != NoAddress)
+        {
+            entry->Tag = address & ~0xFFFUL;
+            entry->Addend = physical - address;
+        }
+
+        return physical;
+    }
+
+    /// <summary>Host address to read from, the bounce buffer for a page-crossing operand, or null after noting a fault.</summary>
+    public byte* ResolveRead(ulong address, int size)
+    {
+        ulong physical = Resolve(address, PageAccess.Read);
+        if (physical == NoAddress)
+        {
+            return null;
+        }
+
+        int first = (int)(GuestMemory.PageSize - (address & 0xFFF));
+        if (first >= size)
+        {
+            TlbEntry* entry = AddressView.EntryOf(_view.Read, address);
+            entry->Tag = address & ~0xFFFUL;
+            entry->Addend = (ulong)_memory.Base + physical - address;
+            return _memory.Base + physical;
+        }
+
+        ulong second = Resolve(address + (ulong)first, PageAccess.Read);
+        if (second == NoAddress)
+        {
+            return null;
+        }
+
+        byte* bounce = _machine->Bounce;
+        Unsafe.CopyBlockUnaligned(bounce, _memory.Base + physical, (uint)first);
+        Unsafe.CopyBlockUnaligned(bounce + first, _memory.Base + second, (uint)(size - first));
+        return bounce;
+    }
+
+    /// <summary>
+    /// As <see cref="ResolveRead"/>, for a write that the caller will now make: blocks decoded from these bytes are dropped.
+    /// </summary>
+    public byte* ResolveWrite(ulong address, int size)
+    {
+        ulong physical = Resolve(address, PageAccess.Write);
+        if (physical == NoAddress)
+        {
+            return null;
+        }
+
+        int first = (int)(GuestMemory.PageSize - (address & 0xFFF));
+        if (first >= size)
+        {
+            if (Blocks.HoldsCode(physical))
+            {
+                Blocks.Written(physical, (ulong)size);
+            }
+            else
+            {
+                TlbEntry* entry = AddressView.EntryOf(_view.Write, address);
+                entry->Tag = address & ~0xFFFUL;
+                entry->Addend = (ulong)_memory.Base + physical - address;
+            }
+
+            return _memory.Base + physical;
+        }
+
+        ulong second = Resolve(address + (ulong)first, PageAccess.Write);
+        if (second == NoAddress)
+        {
+            return null;
+        }
+
+        Machine* m = _machine;
+        Blocks.Written(physical, (ulong)first);
+        Blocks.Written(second, (ulong)(size - first));
+        m->BounceFirst = _memory.Base + physical;
+        m->BounceFirstLength = first;
+        m->BounceSecond = _memory.Base + second;
+        m->BounceSecondLength = size - first;
+        Unsafe.CopyBlockUnaligned(m->Bounce, m->BounceFirst, (uint)first);
+        Unsafe.CopyBlockUnaligned(m->Bounce + first, m->BounceSecond, (uint)(size - first));
+        return m->Bounce;
+    }
+
+    /// <inheritdoc/>
+    public string? Map(in ShadowPage page)
+    {
+        // The view in which it faulted; when it was the core that touched the page, the one it will run in.
+        AddressView view = _cpu.Cpl == 3 ? _user : _kernel;
+        if (view.Enter(page))
+        {
+            RenewEpochs();
+        }
+
+        return null;
+    }
+
+    /// <inheritdoc/>
+    public void SwitchAddressSpace()
+    {
+        _kernel.Flush();
+        _user.Flush();
+        RenewEpochs();
+    }
+
+    /// <inheritdoc/>
+    public void InvalidatePage(ulong address)
+    {
+        _kernel.Invalidate(address);
+        _user.Invalidate(address);
+        RenewEpochs();
+    }
+
+    /// <inheritdoc/>
+    public void MemoryWritten(ulong address, ulong length) => Blocks.Written(address, length);
+
+    /// <inheritdoc/>
+    public void SaveLazyState()
+    {
+        if (_lazyStateIsCpus || _machine is null)
+        {
+            return;
+        }
+
+        byte* registers = (byte*)_cpu.Registers;
+        Unsafe.CopyBlock(registers + GuestRegisters.XmmOffset, _machine->Xmm, 256);
+        *(uint*)(registers + GuestRegisters.MxcsrOffset) = _machine->Mxcsr;
+        _cpu.Fs = _cpu.Fs with { Base = _machine->FsBase };
+        _cpu.Gs = _cpu.Gs with { Base = _machine->GsBase };
+    }
+
+    /// <inheritdoc/>
+    public void LoadLazyState() => _lazyStateIsCpus = true;
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        lock (_kickLock)
+        {
+            if (_machine is null)
+            {
+                return;
+            }
+
+            _clock.Freeze();
+            NativeMemory.Free(_machine->JumpCache);
+            NativeMemory.AlignedFree(_machine);
+            _machine = null;
+        }
+
+        if (_memory.WriteObserver == this)
+        {
+            _memory.WriteObserver = null;
+        }
+
+        Blocks.Dispose();
+        _kernel.Dispose();
+        _user.Dispose();
+        _handle.Free();
+    }
+}

@@ -1,0 +1,20 @@
+using VirtBench.Strategies.Simulation;
+using VirtBench.Strategies.TrapAndEmulate;
+
+namespace VirtBench.Strategies;
+
+/// <summary>Every strategy there is, in the order in which lists and figures show them.</summary>
+public static class StrategyCatalog
+{
+    /// <summary>All of them, whether this host can run them or not.</summary>
+    public static IReadOnlyList<Strategy> All { get; } =
+    [
+        new NativeStrategy(),
+        new TrapAndEmulateStrategy(),
+        new SimulatedNativeStrategy(),
+        new SimulatedTrapAndEmulateStrategy(),
+    ];
+
+    /// <summary>The strategy with this id, or null.</summary>
+    public static Strategy? Find(string id) => All.FirstOrDefault(strategy => strategy.Id == id);
+}

@@ -1,0 +1,100 @@
+using VirtBench.Strategies;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Execution;
+using VirtBench.Workloads;
+
+namespace VirtBench.Measurement.Tests;
+
+/// <summary>Whole samples through real engines. Nothing here is timed: only counts and checksums are judged.</summary>
+public sealed class SweepOnStrategiesTests
+{
+    public static TheoryData<string> Strategies() => [.. StrategiesUnderTest.All];
+
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void Every_workload_takes_exactly_k_traps_a_unit(string id)
+    {
+        var options = new SweepOptions
+        {
+            Strategies = [StrategiesUnderTest.Get(id)],
+            Workloads = WorkloadCatalog.All,
+            Profile = new SweepProfile("test", TimeSpan.FromMilliseconds(2), 2, [0, 1, 3, 16]),
+            ComputedUnits = 10,
+        };
+        var observer = new RecordingObserver();
+        var sweep = new Sweep(options);
+        SweepResult result = sweep.Run(observer, cancellation: TestContext.Current.CancellationToken);
+        Assert.True(result.Complete);
+        Assert.Equal(sweep.Plan.Order.Count, observer.Samples.Count);
+        Assert.All(observer.Samples, sample => Assert.Equal((SampleStatus.Ok, ""), (sample.Status, sample.Note)));
+        Assert.All(observer.Samples, sample => Assert.True(sample.ElapsedNanoseconds > 0));
+    }
+
+    [Fact]
+    public void Checksums_are_those_of_every_other_strategy()
+    {
+        Strategy[] strategies = [.. StrategiesUnderTest.Available()];
+        Assert.SkipWhen(strategies.Length < 2, "fewer than two strategies are available here");
+        foreach (Workload workload in WorkloadCatalog.All)
+        {
+            foreach (int k in (int[])[0, 1, 5, 16])
+            {
+                GuestImage image = workload.Build(new WorkloadOptions(k, 5_000));
+                ulong[] checksums =
+                [
+                    .. strategies
+                        .Where(strategy => strategy.RunsPrivilegedGuests || !workload.NeedsPrivilege)
+                        .Select(strategy => Checksum(strategy, image)),
+                ];
+                Assert.Single(checksums.Distinct());
+            }
+        }
+    }
+
+    /// <summary>
+    /// 25 cycles for RDTSC and 1 for each of 40 instructions; trapped, 1500 for exit and entry and 200 for emulation. Taken
+    /// from two runs that differ by a thousand units, so that the markers' own exits cancel.
+    /// </summary>
+    [Theory]
+    [InlineData("simulated-native", 65)]
+    [InlineData("simulated-trap-and-emulate", 1740)]
+    public void The_worked_example_comes_out_of_the_vmm(string id, int cycles) =>
+        Assert.Equal(cycles, CyclesPerUnit(id, "rdtsc", k: 1, filler: 40), 9);
+
+    [Theory]
+    [InlineData("compute", 0, 20_000, 20_000)]
+    [InlineData("compute", 16, 20_000, 20_000)]
+    [InlineData("rdtsc", 0, 20_000, 20_000)]
+    [InlineData("rdtsc", 16, 20_000, 20_000 + (16 * 1700))]
+    [InlineData("port-io", 0, 777, 777)]
+    [InlineData("port-io", 64, 777, 777 + (64 * 1700))]
+    [InlineData("cr3-switch", 0, 3_000, 3_000)]
+    public void A_unit_costs_its_instructions_and_its_traps(string workload, int k, int filler, int cycles) =>
+        Assert.Equal(cycles, CyclesPerUnit("simulated-trap-and-emulate", workload, k, filler), 9);
+
+    private static double CyclesPerUnit(string strategy, string workload, int k, int filler)
+    {
+        const long more = 1000;
+        GuestImage image = WorkloadCatalog.Find(workload)!.Build(new WorkloadOptions(k, filler));
+        SampleRun few = Run(StrategiesUnderTest.Get(strategy), image, 1);
+        SampleRun many = Run(StrategiesUnderTest.Get(strategy), image, 1 + more);
+        double nanoseconds = many.Regions[0].ElapsedNanoseconds - few.Regions[0].ElapsedNanoseconds;
+        return Math.Round(nanoseconds * few.TicksPerSecond / 1e9, 3) / more;
+    }
+
+    private static ulong Checksum(Strategy strategy, GuestImage image) => Run(strategy, image, 7).Result.Checksum;
+
+    private static SampleRun Run(Strategy strategy, GuestImage image, long units)
+    {
+        var options = new SweepOptions { Strategies = [], Workloads = [] };
+        SampleRun run = new VirtualMachineRunner(options).Run(
+            strategy,
+            image,
+            warmUp: 3,
+            units,
+            TestContext.Current.CancellationToken
+        );
+        Assert.Equal(RunEnd.Exited, run.Outcome.End);
+        return run;
+    }
+}
