@@ -37,6 +37,12 @@ public sealed record FitOptions(ulong Seed)
     /// </summary>
     public double LinearTolerance { get; init; } = 0.02;
 
+    /// <summary>
+    /// The largest deviation that may still be called linear because scatter explains it. Beyond it the samples agree with too
+    /// many laws to speak for this one.
+    /// </summary>
+    public double ScatterTolerance { get; init; } = 0.1;
+
     /// <summary>A deviation above the tolerance condemns the model when its probability under scatter is below this.</summary>
     public double Significance { get; init; } = 0.01;
 }
@@ -53,7 +59,8 @@ public sealed record FitOptions(ulong Seed)
 /// <para>Rule for "linear": no k's mean may be off the line by more than <see cref="FitOptions.LinearTolerance"/> of
 /// itself, unless scatter explains it, that is unless both the F test for lack of fit over replicates and the
 /// bootstrap interval of that k's residual leave the deviation unproven at <see cref="FitOptions.Significance"/>.
-/// The second test is there because the first takes scatter to be alike at all k, which times are not.</para>
+/// The second test is there because the first takes scatter to be alike at all k, which times are not. Scatter that
+/// explains more than <see cref="FitOptions.ScatterTolerance"/> leaves the question undecided.</para>
 /// <para>Failed samples, samples whose traps or checksum are not those expected, and samples without a usable time are
 /// left out, and the verdict says so. Outliers stay in.</para>
 /// </remarks>

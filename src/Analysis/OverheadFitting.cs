@@ -177,7 +177,9 @@ internal sealed class OverheadFitting
         }
         if (proven.Length == 0 && !scatterFree && !(p < options.Significance))
         {
-            return (FitVerdict.Linear, $"linear within the scatter ({evidence})");
+            return Deviation(worst) <= options.ScatterTolerance
+                ? (FitVerdict.Linear, $"linear within the scatter ({evidence})")
+                : (FitVerdict.Undecided, $"undecided: too much scatter to tell ({evidence})");
         }
         var named = (proven.Length > 0 ? proven : beyond).MaxBy(Deviation)!;
         return (FitVerdict.NotLinear, $"{prefix}not linear: {Where(named)}{ProbabilityText(p)}{Shape(densities)}");

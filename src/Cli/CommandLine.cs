@@ -78,7 +78,7 @@ internal static class CommandLine
             FitCommand.Create(terminal),
             ReportCommand.Create(terminal),
             ReproduceCommand.Create(terminal),
-            //            BenchCommand.Create(terminal),
+            BenchCommand.Create(),
         };
 
     private static IEnumerable<string> CommandPath(System.CommandLine.Parsing.CommandResult result)

@@ -133,6 +133,23 @@ public sealed class OverheadFitFacts
     }
 
     [Fact]
+    public void Scatter_wide_enough_for_any_law_decides_nothing()
+    {
+        var fits = Enumerable
+            .Range(0, 20)
+            .Select(set =>
+                Fit(Sweep(k => 1000 + 9000 * k, 12, 0.5, 0, seed: 300 + set, densities: [0, 1, 2, 4, 8, 16]))
+            )
+            .ToList();
+
+        Assert.Contains(fits, fit => fit.VerdictText.StartsWith("undecided", StringComparison.Ordinal));
+        Assert.All(
+            fits.Where(fit => fit.Verdict == FitVerdict.Linear),
+            fit => Assert.InRange(fit.LargestRelativeResidual!.Value, 0, 0.1)
+        );
+    }
+
+    [Fact]
     public void Instructions_that_never_trap_have_a_cost_but_no_dt()
     {
         var samples = Sweep(k => 1000 + 10 * k, 10, 0.0005, 0, seed: 7).Select(s => s with { Traps = 0 }).ToList();

@@ -70,7 +70,7 @@ public sealed class FigureFacts
                     }
                     foreach (var (label, value) in scale["domain"]!.AsArray().Zip(scale["range"]!.AsArray()))
                     {
-                        var strategy = label!.GetValue<string>().Split(" (")[0];
+                        var strategy = label!.GetValue<string>().Split(", ")[0];
                         var look = value!.ToJsonString();
                         Assert.Equal(seen.GetValueOrDefault((channel, strategy), look), look);
                         seen[(channel, strategy)] = look;

@@ -23,7 +23,7 @@ public sealed partial class ReportFacts
         Assert.Contains("cr3-switch under Trap and emulate", text);
         Assert.Contains("times as long with 16", text);
         Assert.Contains("How sure: ", text);
-        Assert.Contains("rdtsc, Simulated trap and emulate (computed): 1.6", text);
+        Assert.Contains("rdtsc, Simulated trap and emulate, computed: 1.6", text);
         Assert.Contains("no traps; the instruction itself takes", text);
         Assert.Contains("/dev/kvm is missing", text);
         Assert.Contains("timed out, \"after\" 5 s", text);

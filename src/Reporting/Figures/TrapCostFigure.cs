@@ -59,6 +59,7 @@ internal static class TrapCostFigure
             new JsonObject
             {
                 ["values"] = new JsonArray(ticks),
+                ["labelFlush"] = false,
                 ["labelExpr"] =
                     "datum.value < 1e3 ? format(datum.value, '~r') + ' ns' : datum.value < 1e6 ? "
                     + "format(datum.value / 1e3, '~r') + ' µs' : format(datum.value / 1e6, '~r') + ' ms'",

@@ -181,7 +181,7 @@ internal sealed record LegendEntry(string Strategy, string Label, StrategyStyle 
     public static LegendEntry Of(StrategyEntry strategy, bool tookNoTraps) =>
         new(
             strategy.Id,
-            $"{strategy.Label} ({(strategy.IsComputed ? "computed" : "measured")}{(tookNoTraps ? ", 0 traps" : "")})",
+            $"{strategy.Label}, {(strategy.IsComputed ? "computed" : "measured")}{(tookNoTraps ? ", 0 traps" : "")}",
             StrategyStyle.Of(strategy.Id, strategy.IsComputed)
         );
 }

@@ -188,7 +188,7 @@ internal static partial class HtmlReport
         }
         * { box-sizing: border-box; }
         body {
-          margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--back); color: var(--text);
+          margin: 0 auto; padding: 1.5rem; max-width: 82rem; background: var(--back); color: var(--text);
           font: 16px/1.55 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif;
         }
         h1 { font-size: 1.8rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
@@ -203,7 +203,7 @@ internal static partial class HtmlReport
         .table { overflow-x: auto; margin: 1.2rem 0; }
         table { border-collapse: collapse; font-size: .86rem; line-height: 1.4; }
         caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
-        th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }
+        th, td { text-align: left; vertical-align: top; padding: .35rem .55rem; border-bottom: 1px solid var(--line); }
         th { background: var(--band); vertical-align: bottom; }
         td { overflow-wrap: break-word; }
         td:last-child { min-width: 14rem; }

@@ -9,6 +9,9 @@ internal sealed class RunReport
 {
     private const int MostFailures = 50;
 
+    /// <summary>Half an interval of Δt, as a share of it, above which a report advises a quieter host.</summary>
+    private const double WideInterval = 0.1;
+
     private readonly RunAnalysis run;
     private readonly IReadOnlyList<FigureBlock> figures;
     private readonly IReadOnlyList<string> notices;
@@ -120,12 +123,16 @@ internal sealed class RunReport
 
     private Paragraph FitSummary(OverheadFit fit) =>
         new(
-            Span.Strong($"{fit.Workload}, {Label(fit)}{(IsComputed(fit) ? " (computed)" : "")}"),
+            Span.Strong($"{fit.Workload}, {Label(fit)}{(IsComputed(fit) ? ", computed" : "")}"),
             ": " + StrategySummary(fit)
         );
 
-    private static string StrategySummary(OverheadFit fit)
+    private string StrategySummary(OverheadFit fit)
     {
+        if (fit.TrapNanoseconds is null && run.Workload(fit.Workload).SensitiveInstruction is null)
+        {
+            return $"nothing in it traps; a unit of work takes {Quantity.Time(fit.Densities[0].UnitNanoseconds)}.";
+        }
         if (fit.Verdict == FitVerdict.ZeroTraps)
         {
             return (
@@ -169,15 +176,21 @@ internal sealed class RunReport
         if (measured.Count > 0)
         {
             var linear = measured.Count(fit => fit.Verdict == FitVerdict.Linear);
+            var failing = measured.Count(fit => fit.Verdict == FitVerdict.NotLinear);
             text +=
                 linear == measured.Count
                     ? $"the model of a constant cost per trap holds in {AllOf(measured.Count, "measured case")}. "
-                    : $"the model of a constant cost per trap holds in {linear} of {measured.Count} measured cases. ";
+                    : $"the model of a constant cost per trap holds in {linear} of {measured.Count} measured cases, fails in "
+                        + $"{failing}, and is undecided in {measured.Count - linear - failing}. ";
             var widths = measured.Select(fit => fit.TrapNanoseconds!.Value.RelativeHalfWidth).OfType<double>().ToList();
             text +=
                 widths.Count > 0
                     ? $"The 95 % intervals of the cost per trap reach at most {Quantity.Percent(widths.Max())} to either side. "
                     : "There are no intervals: they take two rounds or more. ";
+            if (widths.Count > 0 && widths.Max() > WideInterval)
+            {
+                text += "That is wide: the host was busy or unsteady. virtbench doctor says what disturbs it. ";
+            }
         }
         text +=
             planned > 0 && taken < planned
@@ -482,5 +495,5 @@ internal sealed class RunReport
 
     private string Label(OverheadFit fit) => run.Strategy(fit.Strategy).Label;
 
-    private string LabelWithSource(OverheadFit fit) => Label(fit) + (IsComputed(fit) ? " (computed)" : "");
+    private string LabelWithSource(OverheadFit fit) => Label(fit) + (IsComputed(fit) ? ", computed" : "");
 }

@@ -14,8 +14,11 @@ internal static class CarrierLayout
     /// <summary>First address that user space cannot map (47-bit, less the guard page).</summary>
     public const ulong TaskEnd = 0x7FFF_FFFF_F000;
 
-    /// <summary>First address a guest cannot map: what the seccomp filter lets the stub map ends here.</summary>
-    public const ulong GuestLimit = 0x7FFE_0000_0000;
+    /// <summary>
+    /// First address a guest cannot map. 4 GiB below it would do for the window; another 4 GiB because the seccomp filter
+    /// adds the high halves of address and length only.
+    /// </summary>
+    public const ulong GuestLimit = 0x7FFD_0000_0000;
 
     /// <summary>The monitor window.</summary>
     public const ulong Window = 0x7FFF_FFC0_0000;
@@ -165,6 +168,12 @@ internal struct ControlPage
     /// <summary>Set by the kick handler when the guest was not running: the next resume reports at once.</summary>
     [FieldOffset(0x90)]
     public uint KickPending;
+
+    /// <summary>
+    /// The kick handler has stopped the guest, so the kick signal is still blocked: return by rt_sigreturn once.
+    /// </summary>
+    [FieldOffset(0x94)]
+    public uint KickBlocked;
 
     /// <summary>For the calibration handler: bytes to skip.</summary>
     [FieldOffset(0x98)]
@@ -316,6 +325,15 @@ internal static class FpuFrame
 
     /// <summary>High half.</summary>
     public const int FeaturesHigh = 476;
+
+    /// <summary>Offset of MXCSR.</summary>
+    public const int Mxcsr = 24;
+
+    /// <summary>Bits of MXCSR that no CPU reserves; restoring others raises #GP.</summary>
+    public const uint MxcsrDefined = 0xFFFF;
+
+    /// <summary>End of what FXSAVE64 writes; behind it are the kernel's words: which features, which sizes.</summary>
+    public const int RegistersEnd = 416;
 
     /// <summary>Bytes of the legacy (FXSAVE) part; the XSAVE header follows.</summary>
     public const int LegacySize = 512;

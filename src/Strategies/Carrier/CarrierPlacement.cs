@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 
@@ -12,7 +13,10 @@ internal static unsafe class CarrierPlacement
 {
     private const int MaskBytes = 1024; // 8192 CPUs, the kernel's largest NR_CPUS
 
-    /// <summary>CPUs that this process may use, ascending, as they were when first asked.</summary>
+    /// <summary>
+    /// CPUs that this process may use, ascending, as they were when first asked: those of all its threads together, as
+    /// the one that asks may have been pinned.
+    /// </summary>
     public static IReadOnlyList<int> AllowedCpus { get; } = ReadAllowed();
 
     /// <summary>CPU of the vCPU thread, or −1 when there is only one and nothing is pinned.</summary>
@@ -31,12 +35,14 @@ internal static unsafe class CarrierPlacement
     }
 
     /// <summary>The calling thread's affinity mask.</summary>
-    public static byte[] CurrentThreadMask()
+    public static byte[] CurrentThreadMask() => MaskOf(0);
+
+    private static byte[] MaskOf(int thread)
     {
         byte[] mask = new byte[MaskBytes];
         fixed (byte* p = mask)
         {
-            long bytes = Linux.Syscall(Linux.SysSchedGetaffinity, 0, MaskBytes, (long)p);
+            long bytes = Linux.Syscall(Linux.SysSchedGetaffinity, thread, MaskBytes, (long)p);
             return bytes > 0 ? mask[..(int)bytes] : [];
         }
     }
@@ -50,18 +56,21 @@ internal static unsafe class CarrierPlacement
         }
     }
 
-    private static List<int> ReadAllowed()
+    private static int[] ReadAllowed()
     {
-        byte[] mask = CurrentThreadMask();
-        var cpus = new List<int>();
-        for (int cpu = 0; cpu < mask.Length * 8; cpu++)
+        var cpus = new SortedSet<int>();
+        foreach (string task in Directory.EnumerateDirectories("/proc/self/task"))
         {
-            if ((mask[cpu / 8] & (1 << (cpu % 8))) != 0)
+            byte[] mask = MaskOf(int.Parse(Path.GetFileName(task), CultureInfo.InvariantCulture));
+            for (int cpu = 0; cpu < mask.Length * 8; cpu++)
             {
-                cpus.Add(cpu);
+                if ((mask[cpu / 8] & (1 << (cpu % 8))) != 0)
+                {
+                    _ = cpus.Add(cpu);
+                }
             }
         }
 
-        return cpus;
+        return [.. cpus];
     }
 }

@@ -22,6 +22,15 @@ internal sealed record CarrierOptions
     /// Calibration only: let the handler of SIGSEGV skip this many bytes and return without telling the VMM; 0 for no.
     /// </summary>
     public int SkipInstructionLength { get; init; }
+
+    /// <summary>
+    /// How long a kicked guest may keep the CPU before its carrier is killed. A guest in its own code stops within
+    /// microseconds; one that loops in the stub or has blocked the signal by a forged rt_sigreturn never does.
+    /// </summary>
+    public TimeSpan KickGrace { get; init; } = DefaultKickGrace;
+
+    /// <summary>Long enough for a host that is out of memory and CPU.</summary>
+    public static TimeSpan DefaultKickGrace { get; } = TimeSpan.FromSeconds(5);
 }
 
 /// <summary>
@@ -33,6 +42,10 @@ internal sealed unsafe class CarrierProcess : IDisposable
 {
     // About 40 µs of PAUSE on current CPUs: longer than any exit is served, shorter than a scheduler tick.
     private const int SpinCount = 2000;
+
+    // A sleeping VMM looks around this often. No exit needs it; it bounds what a guest that forges the handshake words
+    // can make the VMM miss.
+    private const int WaitMilliseconds = 100;
 
     private static readonly int[] SynchronousSignals =
     [
@@ -49,7 +62,10 @@ internal sealed unsafe class CarrierProcess : IDisposable
     private readonly int _pid;
     private readonly byte* _shared;
     private readonly int _spin;
+    private readonly long _kickGraceMilliseconds;
     private int _batchCount;
+    private bool _kickUnanswered;
+    private bool _killedForSilence;
     private bool _disposed;
 
     /// <summary>Starts a carrier over guest RAM, sets it up and confines it.</summary>
@@ -58,22 +74,24 @@ internal sealed unsafe class CarrierProcess : IDisposable
     public CarrierProcess(int ramFd, CarrierOptions options)
     {
         _spin = CarrierPlacement.AllowedCpus.Count > 1 ? SpinCount : 0; // with one CPU spinning only delays the other side
-        _controlFd = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
-        _shared = Linux.MapSharedMemory(_controlFd, CarrierLayout.ControlFileSize);
-        CarrierStub.Instance.Code.CopyTo(new Span<byte>(_shared, (int)CarrierLayout.StubSize));
-        Control = (ControlPage*)(_shared + CarrierLayout.ControlFileOffset);
-        RegisterFile = _shared + CarrierLayout.RegisterFileFileOffset;
-        Control->Magic = ControlPage.MagicValue;
-        Control->SpinCount = (uint)_spin;
-        Control->ReturnByIret = options.ReturnByIret ? 1u : 0;
+        _kickGraceMilliseconds = (long)options.KickGrace.TotalMilliseconds;
         PidFd = -1;
+        _controlFd = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
         try
         {
+            _shared = Linux.MapSharedMemory(_controlFd, CarrierLayout.ControlFileSize);
+            CarrierStub.Instance.Code.CopyTo(new Span<byte>(_shared, (int)CarrierLayout.StubSize));
+            Control = (ControlPage*)(_shared + CarrierLayout.ControlFileOffset);
+            RegisterFile = _shared + CarrierLayout.RegisterFileFileOffset;
+            Control->Magic = ControlPage.MagicValue;
+            Control->SpinCount = (uint)_spin;
+            Control->ReturnByIret = options.ReturnByIret ? 1u : 0;
             _pid = CarrierSpawner.Spawn(_controlFd, ramFd);
             PidFd = (int)Linux.Syscall(Linux.SysPidfdOpen, _pid);
             if (PidFd < 0)
             {
-                throw new Win32Exception(-PidFd, $"pidfd_open: {new Win32Exception(-PidFd).Message}");
+                int error = -PidFd;
+                throw new Win32Exception(error, $"pidfd_open: {new Win32Exception(error).Message}");
             }
 
             CarrierWatcher.Add(this);
@@ -123,32 +141,58 @@ internal sealed unsafe class CarrierProcess : IDisposable
     public void WaitForExit()
     {
         ControlPage* control = Control;
-        for (; ; )
+        for (int i = _spin; i >= 0; i--)
         {
-            for (int i = _spin; i >= 0; i--)
+            if (Volatile.Read(ref control->State) == CarrierState.Exited)
             {
-                if (Volatile.Read(ref control->State) == CarrierState.Exited)
-                {
-                    return;
-                }
-
-                X86Base.Pause();
+                return;
             }
 
+            X86Base.Pause();
+        }
+
+        SleepUntilExit(control);
+    }
+
+    // Whether the carrier lives is for the watcher to say: State lies in memory that the guest can write.
+    private void SleepUntilExit(ControlPage* control)
+    {
+        long silentSince = -1;
+        Linux.Timespec timeout = new() { Nanoseconds = WaitMilliseconds * 1_000_000L };
+        for (; ; )
+        {
+            _ = Interlocked.Exchange(ref control->VmmSleeps, 1);
             uint seen = Volatile.Read(ref control->State);
-            if (seen == CarrierState.Dead || Volatile.Read(ref _dead))
+            if (seen == CarrierState.Exited)
+            {
+                Volatile.Write(ref control->VmmSleeps, 0);
+                return;
+            }
+
+            if (Volatile.Read(ref _dead))
             {
                 throw new CarrierException(DescribeDeath());
             }
 
-            _ = Interlocked.Exchange(ref control->VmmSleeps, 1);
-            seen = Volatile.Read(ref control->State);
-            if (seen is not (CarrierState.Exited or CarrierState.Dead) && !Volatile.Read(ref _dead))
+            _ = Linux.Syscall(Linux.SysFutex, (long)&control->State, Linux.FutexWait, seen, (long)&timeout);
+            if (Volatile.Read(ref _kickUnanswered))
             {
-                _ = Linux.Syscall(Linux.SysFutex, (long)&control->State, Linux.FutexWait, seen);
+                KillWhenSilent(ref silentSince);
             }
+        }
+    }
 
-            Volatile.Write(ref control->VmmSleeps, 0);
+    private void KillWhenSilent(ref long since)
+    {
+        long now = Environment.TickCount64;
+        if (since < 0)
+        {
+            since = now;
+        }
+        else if (now - since >= _kickGraceMilliseconds && !_killedForSilence)
+        {
+            _killedForSilence = true;
+            _ = Linux.Syscall(Linux.SysPidfdSendSignal, PidFd, Linux.SigKill);
         }
     }
 
@@ -159,10 +203,14 @@ internal sealed unsafe class CarrierProcess : IDisposable
         {
             if (!_disposed)
             {
+                Volatile.Write(ref _kickUnanswered, true);
                 _ = Linux.Syscall(Linux.SysPidfdSendSignal, PidFd, Linux.SigUsr1);
             }
         }
     }
+
+    /// <summary>The VMM has seen the exit that a kick leads to.</summary>
+    public void KickAnswered() => Volatile.Write(ref _kickUnanswered, false);
 
     // ------------------------------------------------------------------------------------------------ batches
 
@@ -240,34 +288,44 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
     // ------------------------------------------------------------------------------------------------ set-up
 
+    // What the page tables of RAM that is mapped over and over may cost the host: 1/512 of it.
+    private const ulong AddressSpaceLimit = 1UL << 40;
+
     private static ulong ScratchAddress => CarrierLayout.Control + CarrierLayout.ScratchOffset;
 
     private byte* Scratch => (byte*)Control + CarrierLayout.ScratchOffset;
 
     private void SetUp(CarrierOptions options)
     {
+        // A process group of its own: a terminal's Ctrl-C is for the VMM, which may want the guest to go on for a while.
+        Call(Linux.SysSetpgid);
+
         // No descriptor but guest RAM's, no core dump of guest memory, nothing mapped but the window.
         Call(Linux.SysCloseRange, CarrierLayout.RamFd + 1, uint.MaxValue);
         Call(Linux.SysCloseRange, 0, CarrierLayout.ControlFd);
-        new Span<byte>(Scratch, 16).Clear();
-        Call(Linux.SysPrlimit64, 0, Linux.RlimitCore, ScratchAddress);
+        SetLimit(Linux.RlimitCore, 0);
+        SetLimit(Linux.RlimitAs, AddressSpaceLimit);
         Call(Linux.SysMunmap, 0, CarrierLayout.Window);
         Call(Linux.SysMunmap, CarrierLayout.WindowEnd, CarrierLayout.TaskEnd - CarrierLayout.WindowEnd);
 
         SetSignalStack();
         foreach (int signal in SynchronousSignals)
         {
-            SetHandler(signal, CarrierStub.Instance.HandlerAddress);
+            SetHandler(signal, CarrierStub.Instance.HandlerAddress, Linux.SaNodefer);
         }
 
         if (options.SkipInstructionLength != 0)
         {
             Control->SkipLength = (ulong)options.SkipInstructionLength;
             CarrierStub stub = CarrierStub.Instance;
-            SetHandler(Linux.SigSegv, options.ReturnByIret ? stub.SkipByIretAddress : stub.SkipAddress);
+            SetHandler(
+                Linux.SigSegv,
+                options.ReturnByIret ? stub.SkipByIretAddress : stub.SkipAddress,
+                Linux.SaNodefer
+            );
         }
 
-        SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress);
+        SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress, flags: 0);
         *(ulong*)Scratch = 0;
         Call(
             Linux.SysRtSigprocmask,
@@ -283,7 +341,16 @@ internal sealed unsafe class CarrierProcess : IDisposable
         }
 
         BuildFirstFrame();
+        DispatchSystemCalls();
         Confine();
+    }
+
+    // struct rlimit64 { soft, hard }
+    private void SetLimit(int resource, ulong limit)
+    {
+        var limits = (ulong*)Scratch;
+        limits[0] = limits[1] = limit;
+        Call(Linux.SysPrlimit64, 0, (ulong)resource, ScratchAddress);
     }
 
     // stack_t { void *ss_sp; int ss_flags; size_t ss_size }. No SS_AUTODISARM: the return by IRETQ could not re-arm it.
@@ -296,13 +363,13 @@ internal sealed unsafe class CarrierProcess : IDisposable
         Call(Linux.SysSigaltstack, ScratchAddress);
     }
 
-    // struct kernel_sigaction { handler, flags, restorer, mask }. The mask is empty: nothing on the way back by IRETQ would
-    // restore another one, and the kick protocol needs none.
-    private void SetHandler(int signal, ulong handler)
+    // struct kernel_sigaction { handler, flags, restorer, mask }. The mask is empty and the synchronous signals are not
+    // deferred: nothing on the way back by IRETQ would restore another mask. The kick handler sees to its own.
+    private void SetHandler(int signal, ulong handler, ulong flags)
     {
         var action = (ulong*)Scratch;
         action[0] = handler;
-        action[1] = Linux.SaSiginfo | Linux.SaOnstack | Linux.SaRestorer | Linux.SaNodefer;
+        action[1] = Linux.SaSiginfo | Linux.SaOnstack | Linux.SaRestorer | flags;
         action[2] = CarrierStub.Instance.SignalReturnAddress;
         action[3] = 0;
         Call(Linux.SysRtSigaction, (ulong)signal, ScratchAddress, 0, 8);
@@ -334,6 +401,24 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
     /// <summary>Linux's ring-3 data selector (__USER_DS).</summary>
     public const ushort UserDataSelector = 0x2B;
+
+    // System calls from outside the stub raise SIGSYS. The seccomp filter would see to that alone, but it is not asked about
+    // uretprobe and uprobe (Linux 6.14 and later). Syscall user dispatch exists since Linux 5.11; without it there are no
+    // such calls either, so that it fails does not matter.
+    private void DispatchSystemCalls()
+    {
+        Queue(
+            Linux.SysPrctl,
+            Linux.PrSetSyscallUserDispatch,
+            Linux.PrSysDispatchOn,
+            CarrierLayout.Stub,
+            CarrierLayout.StubSize
+        );
+        Control->BatchCount = _batchCount;
+        _batchCount = 0;
+        Post(CarrierState.Batch);
+        WaitForExit();
+    }
 
     // struct sock_fprog { unsigned short len; struct sock_filter *filter }
     private void Confine()
@@ -373,8 +458,10 @@ internal sealed unsafe class CarrierProcess : IDisposable
     {
         int status = Reap();
         int signal = status & 0x7F;
-        return signal != 0
-            ? $"the carrier process was killed by signal {signal}"
+        return _killedForSilence
+                ? "the guest did not stop when it was interrupted and its carrier process was killed: it ran in the monitor "
+                    + $"window at 0x{CarrierLayout.Window:X} or blocked the interruption there"
+            : signal != 0 ? $"the carrier process was killed by signal {signal}"
             : $"the carrier process ended by itself with status {(status >> 8) & 0xFF}";
     }
 
@@ -417,16 +504,25 @@ internal sealed unsafe class CarrierProcess : IDisposable
         if (PidFd >= 0)
         {
             CarrierWatcher.Remove(this);
-            if (!_reaped)
-            {
-                _ = Linux.Syscall(Linux.SysPidfdSendSignal, PidFd, Linux.SigKill);
-                _ = Reap();
-            }
+        }
 
+        if (_pid > 0 && !_reaped)
+        {
+            // Not reaped, so the number is still this child's.
+            _ = Linux.Syscall(Linux.SysKill, _pid, Linux.SigKill);
+            _ = Reap();
+        }
+
+        if (PidFd >= 0)
+        {
             _ = Linux.Close(PidFd);
         }
 
-        _ = Linux.Munmap((nint)_shared, (nuint)CarrierLayout.ControlFileSize);
+        if (_shared is not null)
+        {
+            _ = Linux.Munmap((nint)_shared, (nuint)CarrierLayout.ControlFileSize);
+        }
+
         _ = Linux.Close(_controlFd);
     }
 }

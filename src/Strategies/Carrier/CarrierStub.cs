@@ -198,6 +198,7 @@ internal sealed class CarrierStub
     {
         Label notKicked = _a.CreateLabel();
         Label basesLoaded = _a.CreateLabel();
+        Label bySignalReturn = _a.CreateLabel();
         _a.Label(ref _resume);
         _a.cmp(Word(nameof(ControlPage.KickPending)), 0);
         _a.je(notKicked);
@@ -214,8 +215,12 @@ internal sealed class CarrierStub
         _a.wrgsbase(rax);
         _a.Label(ref basesLoaded);
         _a.mov(rdi, Quad(nameof(ControlPage.Ucontext)));
+        _a.cmp(Word(nameof(ControlPage.KickBlocked)), 0);
+        _a.jne(bySignalReturn); // only the kernel can unblock it
         _a.cmp(Word(nameof(ControlPage.ReturnByIret)), 0);
         _a.jne(_resumeByIret);
+        _a.Label(ref bySignalReturn);
+        _a.mov(Word(nameof(ControlPage.KickBlocked)), 0);
         _a.mov(rsp, rdi); // what the handler's RET would leave for the restorer
 
         _a.Label(ref _signalReturn);
@@ -224,7 +229,8 @@ internal sealed class CarrierStub
         _a.ud2();
     }
 
-    // In: RDI ucontext. The kernel's mask and signal stack need no restoring: the mask is empty, the stack stays armed.
+    // In: RDI ucontext. The kernel's mask and signal stack need no restoring: the mask is empty (a kick that left it not so
+    // goes the other way), the stack stays armed.
     // RSP is set together with RIP by IRETQ, so that a kick up to the last instruction finds RSP on the signal stack.
     private void ResumeByIret()
     {
@@ -321,6 +327,8 @@ internal sealed class CarrierStub
 
     // In: RDX ucontext of what was interrupted. The guest: an ordinary exit. The resume section: the guest has not run yet
     // and its frame is whole, so publish that. Anywhere else in the stub: remember, and go back to it.
+    // The kernel blocks the signal while this runs, or a storm of kicks would nest frames until the signal stack is full.
+    // rt_sigreturn unblocks it; the two ways out that do not end there leave word for the next resume.
     private void Kick()
     {
         Label inStub = _a.CreateLabel();
@@ -333,6 +341,7 @@ internal sealed class CarrierStub
         _a.neg(rcx); // RIP − Stub, unsigned
         _a.cmp(rcx, (int)CarrierLayout.StubSize);
         _a.jb(inStub);
+        _a.mov(Word(nameof(ControlPage.KickBlocked)), 1);
         _a.jmp(_handler);
 
         _a.Label(ref inStub);
@@ -342,6 +351,7 @@ internal sealed class CarrierStub
         _a.lea(rcx, __[_resumeEnd]);
         _a.cmp(rax, rcx);
         _a.jae(remember);
+        _a.mov(Word(nameof(ControlPage.KickBlocked)), 1);
         _a.mov(Word(nameof(ControlPage.Signal)), Linux.SigUsr1);
         _a.jmp(_publish);
 

@@ -1,3 +1,5 @@
+using System.ComponentModel;
+using System.Runtime.InteropServices;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 
@@ -19,12 +21,19 @@ internal static unsafe class CarrierWatcher
     {
         lock (Gate)
         {
-            Watched.Add(carrier.PidFd, carrier);
             if (_wakeFd < 0)
             {
                 _wakeFd = Linux.Eventfd(0, 0);
+                if (_wakeFd < 0)
+                {
+                    int error = Marshal.GetLastPInvokeError();
+                    throw new Win32Exception(error, $"eventfd: {new Win32Exception(error).Message}");
+                }
+
                 new Thread(Watch) { IsBackground = true, Name = "carrier watcher" }.Start();
             }
+
+            Watched.Add(carrier.PidFd, carrier);
         }
 
         Wake();

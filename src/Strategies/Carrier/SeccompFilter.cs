@@ -8,9 +8,10 @@ namespace VirtBench.Strategies.Carrier;
 internal readonly record struct BpfInstruction(ushort Code, byte JumpTrue, byte JumpFalse, uint K);
 
 /// <summary>
-/// What a carrier may ask of the kernel after set-up. Every system call from outside the stub raises SIGSYS, which is how
-/// a guest's SYSCALL (and INT 0x80) reaches the VMM. From the stub, which a guest may jump into with registers of its
-/// choice: rt_sigreturn, futex, exit_group, and mmap of guest RAM, munmap, mprotect and madvise below the window.
+/// What a carrier may ask of the kernel after set-up. Every system call from outside the stub raises SIGSYS (where syscall
+/// user dispatch has not done so before), which is how a guest's SYSCALL and INT 0x80 reach the VMM. From the stub, which a guest may jump into with registers of its
+/// choice: rt_sigreturn, futex to wait and wake, exit_group, and mmap of guest RAM, munmap and mprotect below the window.
+/// Memory of any other kind (anonymous, private copies) it cannot get, so what it can use up is what the VM was given.
 /// </summary>
 internal static class SeccompFilter
 {
@@ -18,6 +19,7 @@ internal static class SeccompFilter
     private const ushort JumpEqual = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     private const ushort JumpGreaterOrEqual = 0x35; // BPF_JMP | BPF_JGE | BPF_K
     private const ushort Return = 0x06; // BPF_RET | BPF_K
+    private const ushort And = 0x54; // BPF_ALU | BPF_AND | BPF_K
     private const ushort CopyToX = 0x07; // BPF_MISC | BPF_TAX
     private const ushort AddX = 0x0C; // BPF_ALU | BPF_ADD | BPF_X
 
@@ -60,22 +62,30 @@ internal static class SeccompFilter
         Verdict(Trap);
 
         Load(NumberOffset);
-        foreach (int free in (int[])[Linux.SysRtSigreturn, Linux.SysFutex, Linux.SysExitGroup])
+        foreach (int free in (int[])[Linux.SysRtSigreturn, Linux.SysExitGroup])
         {
             program.Add(new(JumpEqual, 0, 1, (uint)free));
             Verdict(Allow);
         }
 
         // BPF jumps count from the next instruction, forward only.
-        program.Add(new(JumpEqual, 4, 0, Linux.SysMmap)); // → descriptor check
-        program.Add(new(JumpEqual, 6, 0, Linux.SysMunmap)); // → range check
-        program.Add(new(JumpEqual, 5, 0, Linux.SysMprotect));
-        program.Add(new(JumpEqual, 4, 0, Linux.SysMadvise));
+        program.Add(new(JumpEqual, 4, 0, Linux.SysFutex));
+        program.Add(new(JumpEqual, 7, 0, Linux.SysMmap));
+        program.Add(new(JumpEqual, 13, 0, Linux.SysMunmap));
+        program.Add(new(JumpEqual, 12, 0, Linux.SysMprotect));
         Verdict(Trap);
-        Load(ArgumentLow(4));
+        Load(ArgumentLow(1)); // ← futex
+        program.Add(new(JumpGreaterOrEqual, 1, 0, Linux.FutexWake + 1));
+        Verdict(Allow);
+        Verdict(Trap);
+        Load(ArgumentLow(4)); // ← mmap
         TrapUnless(JumpEqual, CarrierLayout.RamFd);
+        Load(ArgumentLow(3));
+        program.Add(new(And, 0, 0, unchecked((uint)~Linux.MapPopulate)));
+        TrapUnless(JumpEqual, Linux.MapShared | Linux.MapFixed);
 
-        // addr.high + len.high < 0x7FFE: the range ends below 0x7FFF_0000_0000 plus a carry, under the window in any case.
+        // ← munmap, mprotect. addr.high + len.high < 0x7FFE: the range ends below 0x7FFF_0000_0000 plus a carry, under the
+        // window in any case. A sum that wraps is an address the kernel refuses itself.
         Load(ArgumentHigh(0));
         program.Add(new(CopyToX, 0, 0, 0));
         Load(ArgumentHigh(1));

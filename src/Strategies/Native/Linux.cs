@@ -13,7 +13,8 @@ internal static unsafe partial class Linux
     public const int SysRtSigaction = 13;
     public const int SysRtSigprocmask = 14;
     public const int SysRtSigreturn = 15;
-    public const int SysMadvise = 28;
+    public const int SysKill = 62;
+    public const int SysSetpgid = 109;
     public const int SysGetppid = 110;
     public const int SysSigaltstack = 131;
     public const int SysPrctl = 157;
@@ -57,12 +58,15 @@ internal static unsafe partial class Linux
     public const int PrSetTsc = 26;
     public const int PrTscSigsegv = 2;
     public const int PrSetNoNewPrivs = 38;
+    public const int PrSetSyscallUserDispatch = 59;
+    public const int PrSysDispatchOn = 1;
     public const int SeccompSetModeFilter = 1;
 
     /// <summary>Keep the speculation controls as they are: a filter must not slow the guest down on older kernels.</summary>
     public const int SeccompFilterFlagSpecAllow = 4;
 
     public const int RlimitCore = 4;
+    public const int RlimitAs = 9;
 
     public const uint MfdCloexec = 1;
     public const uint MfdAllowSealing = 2;
@@ -70,13 +74,22 @@ internal static unsafe partial class Linux
     /// <summary>Say that the memfd is meant to be executable: vm.memfd_noexec=1 makes others not so.</summary>
     public const uint MfdExec = 0x10;
     public const int FAddSeals = 1033;
+    public const int FDupfdCloexec = 1030;
     public const int SealSeal = 1;
     public const int SealShrink = 2;
     public const int SealGrow = 4;
 
     public const short PollIn = 1;
     public const int Eintr = 4;
+    public const int Eacces = 13;
     public const int Einval = 22;
+
+    [StructLayout(LayoutKind.Sequential)]
+    public struct Timespec
+    {
+        public long Seconds;
+        public long Nanoseconds;
+    }
 
     [StructLayout(LayoutKind.Sequential)]
     public struct PollFd
@@ -185,9 +198,16 @@ internal static unsafe partial class Linux
                 fd = Syscall(SysMemfdCreate, (long)p, flags & ~MfdExec);
             }
 
-            return fd >= 0
-                ? (int)fd
-                : throw new Win32Exception((int)-fd, $"memfd_create: {new Win32Exception((int)-fd).Message}");
+            if (fd >= 0)
+            {
+                return (int)fd;
+            }
+
+            string advice =
+                fd == -Eacces && (flags & MfdExec) != 0
+                    ? "; the sysctl vm.memfd_noexec forbids executable memory files, set it to 0 or 1"
+                    : "";
+            throw new Win32Exception((int)-fd, $"memfd_create: {new Win32Exception((int)-fd).Message}{advice}");
         }
     }
 
@@ -208,11 +228,37 @@ internal static unsafe partial class Linux
     {
         byte* actions = stackalloc byte[256]; // posix_spawn_file_actions_t is 80 bytes in glibc, 80 in musl
         _ = SpawnActionsInit(actions);
-        for (int i = 0; i < descriptors.Length; i++)
+        Span<int> copies = stackalloc int[descriptors.Length];
+        copies.Fill(-1);
+        try
         {
-            _ = SpawnActionsAddDup2(actions, descriptors[i], 3 + i); // clears FD_CLOEXEC on the copy
-        }
+            for (int i = 0; i < descriptors.Length; i++)
+            {
+                // By way of a copy above all targets: else a source that is numbered like another's target is lost.
+                copies[i] = Fcntl(descriptors[i], FDupfdCloexec, 3 + descriptors.Length);
+                if (copies[i] < 0)
+                {
+                    int error = Marshal.GetLastPInvokeError();
+                    throw new Win32Exception(error, $"cannot copy a descriptor: {new Win32Exception(error).Message}");
+                }
 
+                _ = SpawnActionsAddDup2(actions, copies[i], 3 + i); // clears FD_CLOEXEC on the target
+            }
+
+            return Spawn(path, actions);
+        }
+        finally
+        {
+            _ = SpawnActionsDestroy(actions);
+            foreach (int copy in copies)
+            {
+                _ = copy < 0 ? 0 : Close(copy);
+            }
+        }
+    }
+
+    private static int Spawn(string path, byte* actions)
+    {
         ReadOnlySpan<byte> bytes = System.Text.Encoding.UTF8.GetBytes(path + "\0");
         fixed (byte* p = bytes)
         {
@@ -223,7 +269,6 @@ internal static unsafe partial class Linux
             envp[0] = null;
             int pid;
             int error = PosixSpawn(&pid, p, actions, null, argv, envp);
-            _ = SpawnActionsDestroy(actions);
             return error == 0
                 ? pid
                 : throw new Win32Exception(error, $"posix_spawn: {new Win32Exception(error).Message}");

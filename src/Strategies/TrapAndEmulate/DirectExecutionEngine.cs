@@ -20,6 +20,9 @@ internal sealed record DirectExecutionOptions
 
     /// <summary>See <see cref="EngineCapabilities.TimeSource"/>.</summary>
     public required string TimeSource { get; init; }
+
+    /// <summary>See <see cref="CarrierOptions.KickGrace"/>; null for its default.</summary>
+    public TimeSpan? KickGrace { get; init; }
 }
 
 /// <summary>
@@ -31,25 +34,27 @@ internal sealed record DirectExecutionOptions
 internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingSink
 {
     // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
-    // which ring 0 never sees. RF is left out because every fault sets it in the image that the CPU saves.
+    // which ring 0 never sees: one that POPF has set is taken away at the first #AC. RF is left out because every fault sets it in the image that the CPU saves.
     private const ulong GuestFlags = Rflags.Arithmetic | Rflags.Tf | Rflags.Df | Rflags.Nt | Rflags.Id;
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
     private readonly DirectExecutionOptions _options;
     private readonly ShadowMappings _shadow;
+    private readonly GuestAddressSpace _space;
     private readonly Lock _kickGate = new();
     private CarrierProcess? _carrier;
     private byte[] _callerMask = [];
     private bool _kicked;
     private bool _loadLazyState = true;
-    private bool _ended;
+    private VmExit? _failure;
 
     public DirectExecutionEngine(VirtualCpu cpu, GuestMemory memory, DirectExecutionOptions options)
     {
         _cpu = cpu;
         _memory = memory;
         _options = options;
+        _space = new GuestAddressSpace(cpu, memory);
         Capabilities = new EngineCapabilities
         {
             Holes = Ring3Holes.All(options.TrapTimeStampCounter),
@@ -106,7 +111,25 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
 
         try
         {
-            CarrierProcess carrier = _carrier ?? Start();
+            if (_carrier is not { } carrier)
+            {
+                carrier = Start();
+                if (Volatile.Read(ref _kicked))
+                {
+                    return Run(); // kicked while there was no carrier to kick
+                }
+            }
+
+            if (_shadow.IsUserView != (_cpu.Cpl == 3))
+            {
+                _shadow.Switch();
+            }
+
+            if (_failure is { } failure)
+            {
+                return failure;
+            }
+
             if (!TryFindFrame(carrier, out SignalContext* frame))
             {
                 return Corrupted();
@@ -117,26 +140,35 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             carrier.WaitForExit();
             return Leave(carrier);
         }
-        catch (CarrierException death)
+        catch (Exception e) when (e is CarrierException or Win32Exception)
         {
-            _ended = true;
-            return new VmExit(VmExitReason.Failed, Message: $"{death.Message}; RIP was last seen at 0x{_cpu.Rip:X}");
-        }
-        catch (Win32Exception refusal)
-        {
-            _ended = true;
-            return new VmExit(VmExitReason.Failed, Message: refusal.Message);
+            return Fail(e);
         }
     }
 
     /// <inheritdoc/>
     public void Kick()
     {
-        Volatile.Write(ref _kicked, true);
+        // One signal until it is answered: _kicked is taken back only where Run reports it.
+        if (Interlocked.Exchange(ref _kicked, true))
+        {
+            return;
+        }
+
         lock (_kickGate)
         {
             _carrier?.Kick();
         }
+    }
+
+    private VmExit Fail(Exception e) =>
+        Fail(e is CarrierException ? $"{e.Message}; RIP was last seen at 0x{_cpu.Rip:X}" : e.Message);
+
+    private VmExit Fail(string message)
+    {
+        var exit = new VmExit(VmExitReason.Failed, Message: message);
+        _failure = exit;
+        return exit;
     }
 
     private CarrierProcess Start()
@@ -147,6 +179,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             {
                 TrapTimeStampCounter = _options.TrapTimeStampCounter,
                 ReturnByIret = _options.ReturnByIret,
+                KickGrace = _options.KickGrace ?? CarrierOptions.DefaultKickGrace,
             }
         );
         lock (_kickGate)
@@ -224,11 +257,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             || signal == CarrierReport.Ready
         )
         {
-            _ended = true;
-            return new VmExit(
-                VmExitReason.Failed,
-                Message: $"the guest jumped into the monitor window at 0x{CarrierLayout.Window:X}, RIP 0x{rip:X}"
-            );
+            return Fail($"the guest jumped into the monitor window at 0x{CarrierLayout.Window:X}, RIP 0x{rip:X}");
         }
 
         r->Gpr[Gpr.Rax] = frame->Rax;
@@ -258,25 +287,30 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         return Classify(carrier, signal, frame);
     }
 
-    // The kernel's trapno is the CPU's vector; the signal number adds nothing to it but SIGSYS and the kick.
+    // The kernel's trapno is the CPU's vector. It is stale where the kernel raises a signal without an exception.
     private VmExit Classify(CarrierProcess carrier, int signal, SignalContext* frame)
     {
-        if (signal == Linux.SigUsr1)
+        switch (signal)
         {
-            Volatile.Write(ref _kicked, false);
-            return new VmExit(VmExitReason.Interrupted);
-        }
-
-        if (signal == Linux.SigSys)
-        {
-            return ClassifySystemCall(carrier);
+            case Linux.SigUsr1:
+                carrier.KickAnswered();
+                Volatile.Write(ref _kicked, false);
+                return new VmExit(VmExitReason.Interrupted);
+            case Linux.SigSys:
+                return ClassifySystemCall(carrier);
+            case Linux.SigIll:
+                return new VmExit(VmExitReason.Exception, Vector.InvalidOpcode);
         }
 
         ulong error = frame->ErrorCode;
-        switch (frame->TrapNumber)
+        ulong vector = frame->TrapNumber;
+        switch (vector)
         {
             case Vector.GeneralProtection:
                 return new VmExit(VmExitReason.PrivilegedInstruction, Vector.GeneralProtection, (uint)error);
+
+            case Vector.PageFault when signal == Linux.SigBus:
+                return Fail($"the host has no memory for the guest's page at 0x{frame->Cr2:X} (SIGBUS)");
 
             case Vector.PageFault:
                 // The P bit speaks of the host's mapping, not of the guest's tables: the core walks those itself.
@@ -287,11 +321,19 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
                 return new VmExit(VmExitReason.PageFault, Address: frame->Cr2, Access: access);
 
             case Vector.Debug:
-                _cpu.Dr6 |= 1 << 14; // BS, single step: nothing else raises #DB in the carrier
-                return new VmExit(VmExitReason.Exception, Vector.Debug);
+                return ClassifyDebug(carrier);
 
-            case var vector
-            and (< 32):
+            case Vector.Breakpoint:
+                // Back to the instruction, for the core to check the gate: INT3 or the two bytes of INT 3.
+                return SoftwareInterrupt(CodeByteIs(_cpu.Rip - 1, 0xCC) ? 1u : 2u);
+
+            case Vector.Overflow:
+                return SoftwareInterrupt(2); // INT 4: there is no INTO in 64-bit mode
+
+            case Vector.AlignmentCheck when _cpu.Cpl != 3 || (_cpu.Cr0 & Cr0.Am) == 0:
+                return new VmExit(VmExitReason.Interrupted); // the next entry clears AC
+
+            case < 32:
                 return new VmExit(
                     VmExitReason.Exception,
                     (byte)vector,
@@ -303,35 +345,86 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         }
     }
 
-    // RIP is behind the instruction. INT 0x80 arrives as an i386 system call; to the guest it is a software interrupt.
-    private VmExit ClassifySystemCall(CarrierProcess carrier)
+    private VmExit SoftwareInterrupt(uint length)
     {
-        const int architectureOffset = 28; // siginfo_t.si_arch
-        const uint i386 = 0x4000_0003; // AUDIT_ARCH_I386
-        ulong offset = Volatile.Read(ref carrier.Control->Siginfo) - CarrierLayout.RegisterFile;
-        if (offset > CarrierLayout.RegisterFileSize - 128)
+        _cpu.Rip -= length;
+        return new VmExit(VmExitReason.PrivilegedInstruction, Vector.GeneralProtection);
+    }
+
+    private bool CodeByteIs(ulong address, byte value) =>
+        _space.TryRead(address, PageAccess.Execute, out byte found, out _) && found == value;
+
+    // Single step, or ICEBP, after which some hypervisors leave RIP at the instruction.
+    private VmExit ClassifyDebug(CarrierProcess carrier)
+    {
+        const int codeOffset = 8; // siginfo_t.si_code
+        const int trapTrace = 2; // TRAP_TRACE
+        const byte icebp = 0xF1;
+        if (!TryFindSignal(carrier, out byte* siginfo))
         {
             return Corrupted();
         }
 
-        if (*(uint*)(carrier.RegisterFile + offset + architectureOffset) == i386)
+        if (*(int*)(siginfo + codeOffset) != trapTrace)
         {
-            _cpu.Rip -= 2;
-            return new VmExit(VmExitReason.PrivilegedInstruction, Vector.GeneralProtection);
+            if (CodeByteIs(_cpu.Rip - 1, icebp))
+            {
+                return SoftwareInterrupt(1);
+            }
+
+            if (CodeByteIs(_cpu.Rip, icebp))
+            {
+                return SoftwareInterrupt(0);
+            }
+        }
+
+        _cpu.Dr6 |= 1 << 14; // BS
+        return new VmExit(VmExitReason.Exception, Vector.Debug);
+    }
+
+    // RIP is behind the instruction. INT 0x80 arrives as an i386 system call; to the guest it is a software interrupt. A
+    // jump into the host's vsyscall page arrives as a system call from there that has returned: to the guest it is a fetch.
+    private VmExit ClassifySystemCall(CarrierProcess carrier)
+    {
+        const int callAddressOffset = 16; // siginfo_t.si_call_addr
+        const int architectureOffset = 28; // siginfo_t.si_arch
+        const uint i386 = 0x4000_0003; // AUDIT_ARCH_I386
+        const ulong vsyscallPage = 0xFFFF_FFFF_FF60_0000;
+        if (!TryFindSignal(carrier, out byte* siginfo))
+        {
+            return Corrupted();
+        }
+
+        if (*(uint*)(siginfo + architectureOffset) == i386)
+        {
+            return SoftwareInterrupt(2);
+        }
+
+        ulong from = *(ulong*)(siginfo + callAddressOffset);
+        if (from - vsyscallPage < GuestMemory.PageSize)
+        {
+            _cpu.Rip = from;
+            _cpu.Rsp -= 8;
+            return new VmExit(VmExitReason.PageFault, Address: from, Access: PageAccess.Execute);
         }
 
         return new VmExit(VmExitReason.SystemCall);
     }
 
-    private VmExit Corrupted()
+    private static bool TryFindSignal(CarrierProcess carrier, out byte* siginfo)
     {
-        _ended = true;
-        return new VmExit(
-            VmExitReason.Failed,
-            Message: "the guest overwrote the carrier's control memory in the monitor window at "
+        const ulong size = 128; // sizeof(siginfo_t)
+        ulong offset = Volatile.Read(ref carrier.Control->Siginfo) - CarrierLayout.RegisterFile;
+        bool inside = offset <= CarrierLayout.RegisterFileSize - size;
+        siginfo = inside ? carrier.RegisterFile + offset : null;
+        return inside;
+    }
+
+    private VmExit Corrupted() =>
+        Fail(
+            "the guest overwrote the carrier's control memory in the monitor window at "
                 + $"0x{CarrierLayout.Window:X}; RIP was last seen at 0x{_cpu.Rip:X}"
         );
-    }
 
     // ------------------------------------------------------------------------------------------------ lazy state
 
@@ -339,7 +432,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     public void SaveLazyState()
     {
         // Nothing newer than the core's own copy: the guest has not run since, or its carrier is beyond asking.
-        if (_loadLazyState || _ended || _carrier is not { } carrier)
+        if (_loadLazyState || _failure is not null || _carrier is not { } carrier)
         {
             return;
         }
@@ -349,8 +442,8 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             return;
         }
 
-        new ReadOnlySpan<byte>(fpu, FpuFrame.LegacySize).CopyTo(
-            new Span<byte>(_cpu.Registers->Fxsave, FpuFrame.LegacySize)
+        new ReadOnlySpan<byte>(fpu, FpuFrame.RegistersEnd).CopyTo(
+            new Span<byte>(_cpu.Registers->Fxsave, FpuFrame.RegistersEnd)
         );
         _cpu.Fs = _cpu.Fs with { Base = carrier.Control->FsBase };
         _cpu.Gs = _cpu.Gs with { Base = carrier.Control->GsBase };
@@ -368,8 +461,10 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         carrier.Control->LoadBases = 1;
         if (TryFindFpu(carrier, frame, out byte* fpu))
         {
-            const int swReserved = 464; // the kernel's words in the image's unused tail: which features, which sizes
-            new ReadOnlySpan<byte>(_cpu.Registers->Fxsave, swReserved).CopyTo(new Span<byte>(fpu, swReserved));
+            new ReadOnlySpan<byte>(_cpu.Registers->Fxsave, FpuFrame.RegistersEnd).CopyTo(
+                new Span<byte>(fpu, FpuFrame.RegistersEnd)
+            );
+            *(uint*)(fpu + FpuFrame.Mxcsr) &= FpuFrame.MxcsrDefined; // a guest could have forged the image it came from
             *(ulong*)(fpu + FpuFrame.LegacySize) |= FpuFrame.X87AndSse; // XSTATE_BV: these two are not in their initial state
         }
     }
@@ -423,12 +518,27 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             return; // nothing is mapped before the first entry, so nothing needs changing
         }
 
-        if (carrier.PendingCalls == CarrierLayout.BatchCapacity)
+        if (_failure is not null || (carrier.PendingCalls == CarrierLayout.BatchCapacity && !TryFlush(carrier)))
         {
-            carrier.Flush();
+            return;
         }
 
         carrier.Queue(number, a0, a1, a2, a3, a4, a5);
+    }
+
+    // The core calls from the middle of an emulation: what goes wrong here is the next Run's to report.
+    private bool TryFlush(CarrierProcess carrier)
+    {
+        try
+        {
+            carrier.Flush();
+            return true;
+        }
+        catch (Exception e) when (e is CarrierException or Win32Exception)
+        {
+            _ = Fail(e);
+            return false;
+        }
     }
 
     /// <inheritdoc/>

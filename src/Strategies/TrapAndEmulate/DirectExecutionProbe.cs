@@ -50,6 +50,9 @@ internal static class DirectExecutionProbe
         try
         {
             using var memory = new GuestMemory(GuestMemory.MinimumSize);
+            var carrier = new CarrierOptions { TrapTimeStampCounter = true, ReturnByIret = returnByIret };
+            new CarrierProcess(memory.FileDescriptor, carrier).Dispose(); // what the host refuses, by itself
+
             using var cpu = new VirtualCpu();
             using var engine = new DirectExecutionEngine(
                 cpu,
@@ -84,9 +87,14 @@ internal static class DirectExecutionProbe
                     exit = engine.Run();
                 }
 
+                if (exit.Reason == VmExitReason.Failed)
+                {
+                    return $"the self-check found no way through: {exit.Message}";
+                }
+
                 if (exit.Reason != VmExitReason.PrivilegedInstruction)
                 {
-                    return $"the self-check's CLI did not trap in ring 3: {exit.Message ?? exit.Reason.ToString()}";
+                    return $"the self-check's CLI did not trap in ring 3 but gave {exit.Reason}";
                 }
 
                 engine.SaveLazyState();
@@ -103,9 +111,13 @@ internal static class DirectExecutionProbe
 
             return null;
         }
-        catch (Exception e) when (e is Win32Exception or CarrierException)
+        catch (Win32Exception refusal)
         {
-            return $"the host does not let a process be set up as a carrier: {e.Message}";
+            return $"the host does not let a process be set up as a carrier: {refusal.Message}";
+        }
+        catch (CarrierException death)
+        {
+            return $"the self-check's carrier could not be set up: {death.Message}";
         }
     }
 

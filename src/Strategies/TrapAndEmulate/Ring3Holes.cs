@@ -10,10 +10,12 @@ internal static class Ring3Holes
 {
     private static readonly VirtualizationHole[] Always =
     [
-        new("popf", "leaves the interrupt flag as it was, silently"),
+        new("popf", "leaves the interrupt flag as it was, silently; an alignment-check flag lasts until the next exit"),
         new("pushf", "shows the host's interrupt flag, always set"),
         new("cpuid", "answers for the host's CPU"),
         new("mov r,cs", "shows the host's ring-3 code selector"),
+        new("mov r,sreg", "shows the host's selector in SS, DS, ES, FS and GS, PUSH FS and PUSH GS too"),
+        new("mov sreg,r", "loads a null or host ring-3 data selector without the VMM seeing it"),
         new("lar", "reads the host's descriptor table"),
         new("lsl", "reads the host's descriptor table"),
         new("verr", "reads the host's descriptor table"),
@@ -24,6 +26,11 @@ internal static class Ring3Holes
         new("str", "answered with a host value (a fixed one where Linux emulates it under UMIP)"),
         new("smsw", "answered with a host value (a fixed one where Linux emulates it under UMIP)"),
         new("xgetbv", "shows the host's XCR0 instead of raising #UD"),
+        new(
+            "wrfsbase",
+            "RDFSBASE to WRGSBASE, AVX and other instructions of the host's CPU that the platform lacks execute"
+        ),
+        new("syscall", "traps, but with EFER.SCE clear #UD arrives with RCX and R11 already overwritten"),
     ];
 
     private static readonly VirtualizationHole[] TimeStampCounter =

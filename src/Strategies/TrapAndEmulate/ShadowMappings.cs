@@ -47,7 +47,8 @@ internal interface IMappingSink
 /// The shadow page table of direct execution, policy <c>flush</c>: what a carrier has mapped for the current address
 /// space. It follows the guest's tables the way a TLB does, on INVLPG and CR3 writes only. On a CR3 write the pages that
 /// this address space used before are looked up again in the guest's tables, contiguous ones are merged, and only what
-/// differs from what is mapped now is changed, in one batch.
+/// differs from what is mapped now is changed, in one batch. Guest rings 0 to 2 and guest ring 3 are two views of an
+/// address space, switched between like two address spaces, because the carrier itself has one ring only.
 /// </summary>
 internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong lowest, ulong limit, IMappingSink sink)
 {
@@ -63,10 +64,17 @@ internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong l
     private readonly Dictionary<ulong, List<MappedRun>> _workingSets = [];
     private List<MappedRun> _mapped = [];
     private List<MappedRun> _next = [];
-    private ulong _cr3;
+    private ulong _view;
 
     /// <summary>What is mapped now, ascending, without overlap.</summary>
     public IReadOnlyList<MappedRun> Mapped => _mapped;
+
+    /// <summary>The mappings are those of guest ring 3: <see cref="Switch"/> before another ring runs, and the reverse.</summary>
+    public bool IsUserView => (_view & UserView) != 0;
+
+    private const ulong UserView = 1; // bit 0 of CR3 is no part of the address
+
+    private ulong CurrentView => (cpu.Cr3 & Pte.AddressMask) | (cpu.Cpl == 3 ? UserView : 0);
 
     /// <summary>Enters one page; null, or why the guest cannot have it.</summary>
     public string? Add(in ShadowPage page)
@@ -81,7 +89,7 @@ internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong l
                 + "strategies can";
         }
 
-        _cr3 = cpu.Cr3 & Pte.AddressMask;
+        _view = CurrentView;
         ulong start = Math.Max(page.PageStart, lowest);
         ulong end = Math.Min(page.PageStart + page.Length, limit);
         ulong physical = page.PhysicalStart + (start - page.PageStart);
@@ -113,19 +121,19 @@ internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong l
         return null;
     }
 
-    /// <summary>CR3 or another register that governs paging was written.</summary>
+    /// <summary>CR3 or another register that governs paging was written, or the guest enters or leaves ring 3.</summary>
     public void Switch()
     {
-        if (_workingSets.Count >= MaximumAddressSpaces && !_workingSets.ContainsKey(_cr3))
+        if (_workingSets.Count >= MaximumAddressSpaces && !_workingSets.ContainsKey(_view))
         {
             _workingSets.Clear();
         }
 
         List<MappedRun> old = _mapped;
-        _workingSets[_cr3] = old;
-        _cr3 = cpu.Cr3 & Pte.AddressMask;
+        _workingSets[_view] = old;
+        _view = CurrentView;
         _next.Clear();
-        if (_workingSets.Remove(_cr3, out List<MappedRun>? wanted))
+        if (_workingSets.Remove(_view, out List<MappedRun>? wanted))
         {
             Revalidate(wanted, _next);
         }
@@ -134,15 +142,33 @@ internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong l
         (_mapped, _next) = (_next, wanted ?? []);
     }
 
-    /// <summary>INVLPG: the whole guest page that holds the address goes, whatever its size.</summary>
+    /// <summary>
+    /// INVLPG: the whole guest page that holds the address goes, whatever its size. A page that has been mapped with two
+    /// sizes goes with the larger: of that one no part may stay.
+    /// </summary>
     public void Invalidate(ulong address)
     {
-        int index = _mapped.FindIndex(run => address >= run.Address && address < run.End);
-        if (index >= 0)
+        const ulong largest = 1UL << 30;
+        ulong first = address & ~(largest - 1);
+        ulong size = 0;
+        for (
+            int i = FirstEndingAfter(first);
+            i < _mapped.Count && _mapped[i].Address - first < largest && size < largest;
+            i++
+        )
         {
-            ulong size = 1UL << _mapped[index].PageShift;
+            ulong candidate = 1UL << _mapped[i].PageShift;
+            ulong page = address & ~(candidate - 1);
+            if (candidate > size && _mapped[i].Address < page + candidate && _mapped[i].End > page)
+            {
+                size = candidate;
+            }
+        }
+
+        if (size != 0)
+        {
             ulong start = address & ~(size - 1);
-            Drop(Math.Max(start, _mapped[index].Address), Math.Min(start + size, _mapped[index].End));
+            Drop(Math.Max(start, lowest), Math.Min(start + size, limit));
         }
     }
 
@@ -151,11 +177,12 @@ internal sealed class ShadowMappings(VirtualCpu cpu, GuestMemory memory, ulong l
     private void Revalidate(List<MappedRun> wanted, List<MappedRun> result)
     {
         int budget = MaximumRefillPages;
+        PageAccess read = PageAccess.Read | (IsUserView ? PageAccess.User : 0);
         foreach (MappedRun run in wanted)
         {
             for (ulong at = run.Address; at < run.End && budget > 0; budget--)
             {
-                Translation t = PageWalker.Walk(cpu, memory, at, PageAccess.Read, commit: false);
+                Translation t = PageWalker.Walk(cpu, memory, at, read, commit: false);
                 ulong size = 1UL << (t.Fault ? run.PageShift : t.PageShift); // the guest may have split a large page
                 ulong next = Math.Min((at & ~(size - 1)) + size, run.End);
                 if (!t.Fault && t.Accessed && memory.Contains(t.PhysicalAddress, next - at))

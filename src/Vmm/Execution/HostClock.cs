@@ -61,23 +61,9 @@ public sealed unsafe class HostClock : IEngineClock
             return null;
         }
 
-        // lfence; rdtsc; shl rdx,32; or rax,rdx; ret — the fence keeps earlier loads from being timed by later stamps
-        ReadOnlySpan<byte> instructions =
-        [
-            0x0F,
-            0xAE,
-            0xE8,
-            0x0F,
-            0x31,
-            0x48,
-            0xC1,
-            0xE2,
-            0x20,
-            0x48,
-            0x09,
-            0xD0,
-            0xC3,
-        ];
+        // rdtsc; shl rdx,32; or rax,rdx; ret. No fence: a stamp may be off by what is in flight, some nanoseconds, and a
+        // fence before each would cost every trap as much again.
+        ReadOnlySpan<byte> instructions = [0x0F, 0x31, 0x48, 0xC1, 0xE2, 0x20, 0x48, 0x09, 0xD0, 0xC3];
         instructions.CopyTo(new Span<byte>((void*)code, (int)page));
         return Linux.Mprotect(code, page, Linux.ProtRead | Linux.ProtExec) == 0
             ? (delegate* unmanaged[SuppressGCTransition]<ulong>)code

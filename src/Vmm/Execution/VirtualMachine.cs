@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Devices;
@@ -119,6 +120,8 @@ public sealed class VirtualMachine : IDisposable
         : limit.TotalMilliseconds > int.MaxValue ? TimeSpan.FromMilliseconds(int.MaxValue)
         : limit;
 
+    // It runs as long as the guest: compiled ahead of time it would never be compiled again, better, for this CPU.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private RunOutcome RunLoop(CancellationToken deadline, CancellationToken cancellation)
     {
         IEngineClock clock = _engine.Clock;

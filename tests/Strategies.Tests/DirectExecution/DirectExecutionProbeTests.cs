@@ -2,13 +2,13 @@ using VirtBench.Strategies.TrapAndEmulate;
 
 namespace VirtBench.Strategies.Tests.DirectExecution;
 
+[Collection(CarrierCollection.Name)]
 public sealed class DirectExecutionProbeTests
 {
     [Fact]
     public void Both_return_paths_bring_every_register_back()
     {
-        Assert.SkipUnless(OperatingSystem.IsLinux(), "direct execution needs Linux");
-        Assert.Null(DirectExecutionProbe.UnavailableReason);
+        DirectGuest.SkipUnlessAvailable();
         Assert.Null(DirectExecutionProbe.IretRefusal);
     }
 }

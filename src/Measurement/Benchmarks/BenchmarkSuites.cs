@@ -1,0 +1,22 @@
+using BenchmarkDotNet.Configs;
+using BenchmarkDotNet.Running;
+
+namespace VirtBench.Measurement.Benchmarks;
+
+/// <summary>The BenchmarkDotNet suites that this host can run.</summary>
+public static class BenchmarkSuites
+{
+    /// <summary>Runs suites with BenchmarkDotNet's own arguments (<c>--filter</c>, <c>--list</c>, …).</summary>
+    /// <returns>False when nothing ran or a benchmark failed.</returns>
+    public static bool Run(string[] arguments)
+    {
+        Type[] suites = OperatingSystem.IsLinux()
+            ? [typeof(TrapBenchmarks), typeof(AddressSpaceSwitchBenchmarks), typeof(InterpreterBenchmarks)]
+            : [typeof(InterpreterBenchmarks)];
+        var summaries = BenchmarkSwitcher
+            .FromTypes(suites)
+            .Run(arguments, DefaultConfig.Instance.WithOptions(ConfigOptions.DisableOptimizationsValidator))
+            .ToList();
+        return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));
+    }
+}
