@@ -94,6 +94,13 @@ public static class GuestRun
         double elapsed = machine.Clock.Nanoseconds - start;
 
         var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
+        if (machine.Capabilities.Holes.Count > 0 && !HoleScan.SearchesAllOf(image))
+        {
+            notes.Add(
+                $"only the first {HoleScan.MaximumBytes >> 20} MiB of code were searched for instructions that are not trapped"
+            );
+        }
+
         if (machine.Ports.UnclaimedAccesses > 0)
         {
             notes.Add($"accesses to ports without a device: {machine.Ports.UnclaimedAccesses}");

@@ -16,7 +16,21 @@ public readonly record struct HoleOccurrence(ulong Address, VirtualizationHole H
 /// </summary>
 public static class HoleScan
 {
-    /// <summary>Every occurrence in the order of segments and addresses.</summary>
+    /// <summary>Code that is searched, in bytes, from the first segment on: about a second's worth.</summary>
+    public const int MaximumBytes = 64 << 20;
+
+    /// <summary>Occurrences that are listed: a file full of them must not fill the host's memory.</summary>
+    public const int MaximumOccurrences = 10_000;
+
+    /// <summary>Whether an image has no more code than is searched.</summary>
+    public static bool SearchesAllOf(GuestImage image) =>
+        image.Segments.Where(segment => segment.Executable).Sum(segment => (long)segment.Content.Length)
+        <= MaximumBytes;
+
+    /// <summary>
+    /// Occurrences in the order of segments and addresses: the first <see cref="MaximumOccurrences"/> of them in the first
+    /// <see cref="MaximumBytes"/> of code.
+    /// </summary>
     public static IReadOnlyList<HoleOccurrence> Find(GuestImage image, IReadOnlyList<VirtualizationHole> holes)
     {
         var found = new List<HoleOccurrence>();
@@ -34,11 +48,14 @@ public static class HoleScan
             }
         }
 
+        int left = MaximumBytes;
         foreach (ImageSegment segment in image.Segments)
         {
             if (segment.Executable)
             {
-                Sweep(segment, byName, found);
+                ReadOnlyMemory<byte> code = segment.Content[..Math.Min(segment.Content.Length, left)];
+                left -= code.Length;
+                Sweep(segment.PhysicalAddress, code.ToArray(), byName, found);
             }
         }
 
@@ -67,29 +84,32 @@ public static class HoleScan
                 .Skip(most)
                 .GroupBy(one => one.Hole.Instruction)
                 .Select(group => $"{group.Key} {group.Count()}");
-            lines.Add($"{occurrences.Count - most} more are not trapped under {strategy}: {string.Join(", ", counts)}");
+            string least = occurrences.Count == MaximumOccurrences ? "at least " : "";
+            lines.Add(
+                $"{least}{occurrences.Count - most} more are not trapped under {strategy}: {string.Join(", ", counts)}"
+            );
         }
 
         return lines;
     }
 
     private static void Sweep(
-        ImageSegment segment,
+        ulong start,
+        byte[] content,
         Dictionary<string, VirtualizationHole> holes,
         List<HoleOccurrence> found
     )
     {
-        byte[] content = segment.Content.ToArray();
         var reader = new ByteArrayCodeReader(content);
-        var decoder = Decoder.Create(64, reader, segment.PhysicalAddress);
+        var decoder = Decoder.Create(64, reader, start);
         var names = new string?[Enum.GetValues<Mnemonic>().Length];
-        while (reader.CanReadByte)
+        while (reader.CanReadByte && found.Count < MaximumOccurrences)
         {
             decoder.Decode(out Instruction instruction);
             if (instruction.IsInvalid)
             {
                 // Data or padding: go on behind its first byte.
-                reader.Position = (int)(instruction.IP - segment.PhysicalAddress) + 1;
+                reader.Position = (int)(instruction.IP - start) + 1;
                 decoder.IP = instruction.IP + 1;
                 continue;
             }

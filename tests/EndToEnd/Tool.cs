@@ -79,7 +79,9 @@ internal sealed class ToolProcess : IDisposable
 {
     private readonly Process _process;
     private readonly CancellationTokenSource _patience;
-    private readonly Task<string> _output;
+    private readonly StringBuilder _output = new();
+    private readonly Task _outputRead;
+    private readonly TaskCompletionSource _outputBegun = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly List<string> _errors = [];
     private readonly Task _errorsRead;
     private readonly TaskCompletionSource _ended = new();
@@ -90,12 +92,19 @@ internal sealed class ToolProcess : IDisposable
         _process = process;
         _patience = new CancellationTokenSource(patience);
         process.StandardInput.Close();
-        _output = process.StandardOutput.ReadToEndAsync();
+        _outputRead = ReadOutput();
         _errorsRead = ReadErrors();
     }
 
     /// <summary>Process id, and session id where there is setsid.</summary>
     public int Id => _process.Id;
+
+    /// <summary>Waits for the first byte on stdout.</summary>
+    public async Task OutputBegins()
+    {
+        Task first = await Task.WhenAny(_outputBegun.Task, _ended.Task).WaitAsync(_patience.Token);
+        Assert.True(first == _outputBegun.Task, $"the tool ended first: {string.Join('\n', _errors)}");
+    }
 
     /// <summary>Waits until stderr has had such a line.</summary>
     public async Task ErrorLine(Func<string, bool> predicate)
@@ -121,7 +130,7 @@ internal sealed class ToolProcess : IDisposable
     {
         try
         {
-            Task.WhenAll(_process.WaitForExitAsync(_patience.Token), _output, _errorsRead)
+            Task.WhenAll(_process.WaitForExitAsync(_patience.Token), _outputRead, _errorsRead)
                 .WaitAsync(_patience.Token)
                 .GetAwaiter()
                 .GetResult();
@@ -132,7 +141,7 @@ internal sealed class ToolProcess : IDisposable
             Assert.Fail($"the tool did not end; stderr: {string.Join('\n', _errors)}");
         }
 
-        return new ToolResult(_process.ExitCode, _output.Result, string.Join('\n', _errors));
+        return new ToolResult(_process.ExitCode, _output.ToString(), string.Join('\n', _errors));
     }
 
     /// <summary>Carriers end with the tool, and none is left as a zombie.</summary>
@@ -141,6 +150,22 @@ internal sealed class ToolProcess : IDisposable
         if (Tool.Setsid is not null)
         {
             Assert.Empty(ProcessesOfSession(Id));
+        }
+    }
+
+    /// <summary>
+    /// Carriers die with a tool that was killed: the kernel tells them. Who reaps them then is not the tool's doing.
+    /// </summary>
+    public void AssertNothingRuns()
+    {
+        if (Tool.Setsid is not null)
+        {
+            Assert.True(
+                SpinWait.SpinUntil(
+                    () => ProcessesOfSession(Id).All(process => process.State is 'Z' or 'X'),
+                    TimeSpan.FromSeconds(30)
+                )
+            );
         }
     }
 
@@ -184,6 +209,16 @@ internal sealed class ToolProcess : IDisposable
 
         _process.Dispose();
         _patience.Dispose();
+    }
+
+    private async Task ReadOutput()
+    {
+        char[] buffer = new char[4096];
+        while (await _process.StandardOutput.ReadAsync(buffer) is > 0 and var count)
+        {
+            _output.Append(buffer, 0, count);
+            _outputBegun.TrySetResult();
+        }
     }
 
     private async Task ReadErrors()

@@ -183,5 +183,34 @@ public sealed class HoleScanTests
     }
 
     [Fact]
+    public void A_file_full_of_holes_is_listed_up_to_a_limit()
+    {
+        byte[] code = new byte[HoleScan.MaximumOccurrences + 1];
+        Array.Fill(code, (byte)0x9C); // pushf
+        var image = new GuestImage(
+            "test",
+            0x100000,
+            [
+                new ImageSegment(0x100000, code, (ulong)code.Length, true),
+                new ImageSegment(0x200000, code, (ulong)code.Length, true),
+            ]
+        );
+        IReadOnlyList<HoleOccurrence> found = HoleScan.Find(image, Holes);
+        Assert.Equal(HoleScan.MaximumOccurrences, found.Count);
+        Assert.StartsWith("at least 9995 more are not trapped", HoleScan.Describe(found, "some")[^1]);
+    }
+
+    [Fact]
+    public void Code_is_searched_up_to_a_limit()
+    {
+        byte[] code = new byte[HoleScan.MaximumBytes + 1];
+        code[^1] = 0x9C; // pushf
+        var image = new GuestImage("test", 0x100000, [new ImageSegment(0x100000, code, (ulong)code.Length, true)]);
+        Assert.False(HoleScan.SearchesAllOf(image));
+        Assert.True(HoleScan.SearchesAllOf(Image(a => a.pushfq())));
+        Assert.Empty(HoleScan.Find(image, Holes));
+    }
+
+    [Fact]
     public void Nothing_found_says_nothing() => Assert.Empty(HoleScan.Describe([], "some"));
 }
