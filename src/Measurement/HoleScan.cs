@@ -115,11 +115,13 @@ public static class HoleScan
             }
 
             string name = names[(int)instruction.Mnemonic] ??= Name(instruction.Mnemonic);
-            (string? form, string? general) = SegmentForms(instruction);
+            (string? form, string? general, string? move) = SegmentForms(instruction);
             if (
                 holes.TryGetValue(name, out VirtualizationHole? hole)
                 || (form is not null && holes.TryGetValue(form, out hole))
                 || (general is not null && holes.TryGetValue(general, out hole))
+                || (move is not null && holes.TryGetValue(move, out hole))
+                || (instruction.Encoding != EncodingKind.Legacy && holes.TryGetValue(BeyondThePlatform, out hole))
             )
             {
                 found.Add(new HoleOccurrence(instruction.IP, hole));
@@ -127,12 +129,16 @@ public static class HoleScan
         }
     }
 
+    /// <summary>The hole that stands for the host CPU's own instructions: the four of FSGSBASE, and all with a VEX prefix or its like.</summary>
+    private const string BeyondThePlatform = "wrfsbase";
+
     /// <summary>The name that holes go by: of POPF and PUSHF whatever their operand size.</summary>
     private static string Name(Mnemonic mnemonic) =>
         mnemonic switch
         {
             Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq => "popf",
             Mnemonic.Pushf or Mnemonic.Pushfd or Mnemonic.Pushfq => "pushf",
+            Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase => BeyondThePlatform,
             _ => mnemonic.ToString().ToLowerInvariant(),
         };
 
@@ -153,23 +159,27 @@ public static class HoleScan
 
             foreach (string operands in part[blank..].Replace(" ", "", StringComparison.Ordinal).Split('/'))
             {
-                yield return $"{part[..blank]} {operands}";
+                // "mov sreg,r" and "mov sreg" are the same: nothing but a register or memory is moved there.
+                yield return $"{part[..blank]} {(operands == "sreg,r" ? "sreg" : operands)}";
             }
         }
     }
 
-    /// <summary>Names of an instruction that moves a segment register: with the register, and for any of them.</summary>
-    private static (string? Form, string? General) SegmentForms(in Instruction instruction)
+    /// <summary>
+    /// Names of an instruction that moves a segment register: with the register, for any of them, and as the MOV that PUSH
+    /// and POP amount to.
+    /// </summary>
+    private static (string? Form, string? General, string? Move) SegmentForms(in Instruction instruction)
     {
         Register to = instruction.Op0Register;
         Register from = instruction.Op1Register;
         return instruction.Mnemonic switch
         {
-            Mnemonic.Mov when from.IsSegmentRegister() => ($"mov r,{Lower(from)}", "mov r,sreg"),
-            Mnemonic.Mov when to.IsSegmentRegister() => ($"mov {Lower(to)}", "mov sreg"),
-            Mnemonic.Push when to.IsSegmentRegister() => ($"push {Lower(to)}", "push sreg"),
-            Mnemonic.Pop when to.IsSegmentRegister() => ($"pop {Lower(to)}", "pop sreg"),
-            _ => (null, null),
+            Mnemonic.Mov when from.IsSegmentRegister() => ($"mov r,{Lower(from)}", "mov r,sreg", null),
+            Mnemonic.Mov when to.IsSegmentRegister() => ($"mov {Lower(to)}", "mov sreg", null),
+            Mnemonic.Push when to.IsSegmentRegister() => ($"push {Lower(to)}", "push sreg", "mov r,sreg"),
+            Mnemonic.Pop when to.IsSegmentRegister() => ($"pop {Lower(to)}", "pop sreg", "mov sreg"),
+            _ => (null, null, null),
         };
     }
 

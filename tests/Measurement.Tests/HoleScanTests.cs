@@ -175,6 +175,9 @@ public sealed class HoleScanTests
             a.xgetbv();
             a.rdtsc();
             a.rdtscp();
+            a.wrfsbase(rax);
+            a.vzeroupper();
+            a.syscall();
         });
         Assert.Equal(
             machine.Capabilities.Holes.Select(hole => hole.Instruction).Order(),
