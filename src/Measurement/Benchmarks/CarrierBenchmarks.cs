@@ -19,7 +19,7 @@ namespace VirtBench.Measurement.Benchmarks;
 [SupportedOSPlatform("linux")]
 public class TrapBenchmarks : IDisposable
 {
-    private const int Traps = 5_000;
+    private const int Traps = 1_000;
 
     private CarrierCalibration? _calibration;
     private DirectGuest? _guest;
@@ -78,7 +78,7 @@ public class TrapBenchmarks : IDisposable
 [SupportedOSPlatform("linux")]
 public class AddressSpaceSwitchBenchmarks : IDisposable
 {
-    private const int Switches = 400;
+    private const int Switches = 100;
     private const ulong WorkingSet = 0x4000_0000;
 
     private DirectGuest? _guest;
@@ -152,7 +152,7 @@ public class AddressSpaceSwitchBenchmarks : IDisposable
 
 /// <summary>
 /// A guest under trap-and-emulate that does the same thing so many times and then halts; halting gives control back, and
-/// the next run goes on. That costs an exception in the VMM, some 20 µs, beside the milliseconds of a run.
+/// the next run goes on.
 /// </summary>
 [SupportedOSPlatform("linux")]
 internal sealed class DirectGuest : IDisposable

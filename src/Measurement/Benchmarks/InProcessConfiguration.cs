@@ -1,21 +1,28 @@
+using BenchmarkDotNet.Columns;
 using BenchmarkDotNet.Configs;
 using BenchmarkDotNet.Jobs;
 using BenchmarkDotNet.Toolchains.InProcess.Emit;
 using Perfolizer.Horology;
+using Perfolizer.Mathematics.OutlierDetection;
 
 namespace VirtBench.Measurement.Benchmarks;
 
 /// <summary>
-/// How all suites run: in this process, which is compiled as the tool is shipped, ten iterations of at least 100 ms after
-/// three of warm-up.
+/// How all suites run: in this process, which is compiled as the tool is shipped, in many short iterations after a warm-up.
+/// Others share the CPUs: a window that is short enough is undisturbed now and then, so the minimum and the median
+/// stand beside the mean, and no outlier is dropped.
 /// </summary>
 internal sealed class InProcessConfiguration : ManualConfig
 {
-    public InProcessConfiguration() =>
+    public InProcessConfiguration()
+    {
         AddJob(
             Job.Default.WithToolchain(InProcessEmitToolchain.Instance)
-                .WithIterationCount(10)
-                .WithWarmupCount(3)
-                .WithIterationTime(TimeInterval.FromMilliseconds(100))
+                .WithWarmupCount(5)
+                .WithIterationCount(50)
+                .WithIterationTime(TimeInterval.FromMilliseconds(20))
+                .WithOutlierMode(OutlierMode.DontRemove)
         );
+        AddColumn(StatisticColumn.Min, StatisticColumn.Median);
+    }
 }

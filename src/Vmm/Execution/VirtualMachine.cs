@@ -136,7 +136,9 @@ public sealed class VirtualMachine : IDisposable
 
             if (Cpu.Halted)
             {
-                throw new GuestFailureException(
+                return new RunOutcome(
+                    RunEnd.Failed,
+                    0,
                     $"the guest executed HLT before RIP 0x{Cpu.Rip:X} and no device of it can raise an interrupt to wake it"
                 );
             }
