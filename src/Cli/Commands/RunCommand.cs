@@ -173,11 +173,11 @@ internal static class RunCommand
             terminal.Error.WriteLine($"note: {notice}");
         }
 
-        string path = Path.GetRelativePath(Environment.CurrentDirectory, session.Directory.FullPath);
+        string path = Shown(session.Directory.FullPath);
         terminal.Output.WriteLine($"\nReport: {Path.Combine(path, RunDirectory.HtmlReportFile)}");
         if (!outcome.Sweep.Complete)
         {
-            terminal.Error.WriteLine($"virtbench: interrupted; go on with: ./virtbench run --resume {path}");
+            terminal.Error.WriteLine($"virtbench: interrupted; go on with: ./virtbench run --resume {Quoted(path)}");
             return ExitCode.Interrupted;
         }
 
@@ -192,4 +192,17 @@ internal static class RunCommand
 
         return ExitCode.Success;
     }
+
+    /// <summary>A path as the user would type it: from the current folder when it lies in there.</summary>
+    private static string Shown(string path)
+    {
+        string relative = Path.GetRelativePath(Environment.CurrentDirectory, path);
+        return relative.StartsWith("..", StringComparison.Ordinal) ? path : relative;
+    }
+
+    /// <summary>A path as one word of a shell's command line.</summary>
+    private static string Quoted(string path) =>
+        path.All(c => char.IsLetterOrDigit(c) || c is '/' or '.' or '-' or '_')
+            ? path
+            : $"'{path.Replace("'", "'\\''", StringComparison.Ordinal)}'";
 }
