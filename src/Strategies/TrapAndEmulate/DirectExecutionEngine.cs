@@ -1,5 +1,6 @@
 using System.ComponentModel;
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Native;
@@ -138,6 +139,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             EnterFrame(carrier, frame);
             carrier.Resume();
             carrier.WaitForExit();
+            Prefetch(frame);
             return Leave(carrier);
         }
         catch (Exception e) when (e is CarrierException or Win32Exception)
@@ -236,6 +238,18 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         frame->Eflags = (r->Rflags & GuestFlags) | Rflags.AlwaysSet | Rflags.If;
     }
 
+    // The frame's lines come from the other core. The kernel puts each frame where the last one was, so they are asked for
+    // before the control page has said where it is: one trip between the cores instead of two.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Prefetch(SignalContext* frame)
+    {
+        const int line = 64;
+        for (int offset = 0; offset < sizeof(SignalContext); offset += line)
+        {
+            Sse.Prefetch0((byte*)frame + offset);
+        }
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private VmExit Leave(CarrierProcess carrier)
     {
@@ -279,7 +293,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         r->Rip = rip;
         r->Rflags = (r->Rflags & ~GuestFlags) | (frame->Eflags & GuestFlags) | Rflags.AlwaysSet;
 
-        if (signal != Linux.SigUsr1)
+        if (signal != Linux.SigUsr1 && carrier.Control->LoadBases != 0)
         {
             carrier.Control->LoadBases = 0; // the guest has run with the bases it was given
         }
