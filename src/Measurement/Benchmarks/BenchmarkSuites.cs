@@ -1,4 +1,5 @@
 using BenchmarkDotNet.Configs;
+using BenchmarkDotNet.Reports;
 using BenchmarkDotNet.Running;
 
 namespace VirtBench.Measurement.Benchmarks;
@@ -17,6 +18,14 @@ public static class BenchmarkSuites
             .FromTypes(suites)
             .Run(arguments, DefaultConfig.Instance.WithOptions(ConfigOptions.DisableOptimizationsValidator))
             .ToList();
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TrapBenchmarks))))
+        {
+            TrapFloorComparison.Print(Console.Out);
+        }
+
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));
     }
+
+    private static bool Ran(Summary summary, Type suite) =>
+        summary.Reports.Any(report => report.Success && report.BenchmarkCase.Descriptor.Type == suite);
 }
