@@ -190,7 +190,7 @@ internal sealed class DirectGuest : IDisposable
         a.jne(again);
         a.hlt();
         a.jmp(forever);
-        return new DirectGuest(Machine.Code(a, Entry));
+        return new DirectGuest(MachineCode.Assemble(a, Entry));
     }
 
     public void Run()

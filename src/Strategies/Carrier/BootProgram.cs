@@ -23,7 +23,7 @@ internal static class BootProgram
     /// <param name="parent">Process id of the VMM.</param>
     public static byte[] Build(int parent)
     {
-        byte[] code = Machine.Code(Assemble(parent), CarrierLayout.BootBase + HeaderSize);
+        byte[] code = MachineCode.Assemble(Assemble(parent), CarrierLayout.BootBase + HeaderSize);
         byte[] file = new byte[HeaderSize + code.Length];
         WriteHeaders(file);
         code.CopyTo(file, HeaderSize);
@@ -121,17 +121,5 @@ internal static class BootProgram
         BinaryPrimitives.WriteUInt32LittleEndian(stack, 0x6474_E551); // PT_GNU_STACK
         BinaryPrimitives.WriteUInt32LittleEndian(stack[4..], 6); // R+W
         BinaryPrimitives.WriteUInt64LittleEndian(stack[48..], 16);
-    }
-}
-
-/// <summary>From Iced's Assembler to bytes.</summary>
-internal static class Machine
-{
-    /// <summary>Assembles for the given address.</summary>
-    public static byte[] Code(Assembler assembler, ulong address)
-    {
-        using var stream = new MemoryStream();
-        assembler.Assemble(new StreamCodeWriter(stream), address);
-        return stream.ToArray();
     }
 }

@@ -33,7 +33,7 @@ internal sealed unsafe class CarrierCalibration : IDisposable
             CarrierPlacement.Pin(0, CarrierPlacement.VmmCpu);
         }
 
-        _memory.Write(CodeAddress, Machine.Code(TrapLoop(), CodeAddress));
+        _memory.Write(CodeAddress, MachineCode.Assemble(TrapLoop(), CodeAddress));
         _skipping = new CarrierProcess(
             _memory.FileDescriptor,
             new CarrierOptions
