@@ -108,11 +108,16 @@ public sealed class InstructionEmulatorTests : IDisposable
         ["rdpmc"] = a => a.rdpmc(),
     };
 
+    [Fact]
+    public void At_boot_efer_has_long_mode_and_no_execute_but_not_syscall() =>
+        Assert.Equal(Efer.Lme | Efer.Lma | Efer.Nxe, Cpu.Efer);
+
     [Theory]
     [MemberData(nameof(PrivilegedInstructions))]
     public void Privileged_instructions_in_virtual_ring_3_raise_GP(string instruction)
     {
         _guest.EnterRing3();
+        Cpu.Efer |= Efer.Sce;
         Faults(Named[instruction], Vector.GeneralProtection);
     }
 
@@ -638,6 +643,7 @@ public sealed class InstructionEmulatorTests : IDisposable
     [Fact]
     public void Syscall_and_sysret_go_there_and_back()
     {
+        Cpu.Efer |= Efer.Sce;
         Cpu.Star = (0x0010UL << 48) | (0x0008UL << 32); // SYSRET: SS 0x18, CS 0x20
         Cpu.Lstar = 0x10_5000;
         Cpu.Fmask = Rflags.If;
@@ -651,14 +657,14 @@ public sealed class InstructionEmulatorTests : IDisposable
     }
 
     [Fact]
-    public void Syscall_without_sce_raises_UD_at_the_instruction()
+    public void Syscall_raises_UD_at_the_instruction_until_the_guest_enables_it()
     {
-        Cpu.Efer &= ~Efer.Sce;
         Faults(a => a.syscall(), Vector.InvalidOpcode);
         Cpu.Rip += 2;
         SystemCalls.Enter(Cpu);
         Assert.Equal(GuestMachine.Code, Cpu.Rip);
         Assert.Equal(GuestEvent.Exception(Vector.InvalidOpcode), Cpu.PendingEvent);
+        Faults(a => a.sysretq(), Vector.InvalidOpcode);
     }
 
     [Fact]

@@ -182,6 +182,7 @@ public sealed class ExceptionTests
             a.mov(ecx, Msr.Lstar);
             a.wrmsr();
             a.WriteMsr(Msr.Star, 0x8UL << 32);
+            a.WriteMsr(Msr.Efer, Efer.Sce | Efer.Lme | Efer.Nxe);
             a.xor(r15d, r15d); // handled
             a.xor(r14d, r14d); // sum of the numbers seen
             a.xor(r13d, r13d);
