@@ -177,6 +177,8 @@ public sealed class HoleScanTests
             a.rdtscp();
             a.wrfsbase(rax);
             a.vzeroupper();
+            a.vmcall();
+            a.vmmcall();
         });
         Assert.Equal(
             machine.Capabilities.Holes.Select(hole => hole.Instruction).Order(),

@@ -731,6 +731,24 @@ public sealed class InstructionEmulatorTests : IDisposable
     [InlineData(new byte[] { 0x0F, 0x01, 0xD0 }, Vector.InvalidOpcode, "xgetbv")]
     [InlineData(new byte[] { 0x0F, 0x01, 0xD1 }, Vector.InvalidOpcode, "xsetbv")]
     [InlineData(new byte[] { 0x0F, 0x01, 0xC2 }, Vector.InvalidOpcode, "vmlaunch")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xC1 }, Vector.InvalidOpcode, "vmcall")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xD9 }, Vector.InvalidOpcode, "vmmcall")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xD8 }, Vector.InvalidOpcode, "vmrun")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xDF }, Vector.InvalidOpcode, "invlpga")]
+    [InlineData(new byte[] { 0x0F, 0xC7, 0xF0 }, Vector.InvalidOpcode, "rdrand")]
+    [InlineData(new byte[] { 0xC5, 0xF8, 0x28, 0x00 }, Vector.InvalidOpcode, "vmovaps, misaligned")]
+    [InlineData(new byte[] { 0xF3, 0x0F, 0xBC, 0x00 }, Vector.GeneralProtection, "rep bsf")]
+    [InlineData(new byte[] { 0x0F, 0xC7, 0x08 }, Vector.GeneralProtection, "cmpxchg8b")]
+    [InlineData(new byte[] { 0x48, 0x0F, 0xC7, 0x08 }, Vector.GeneralProtection, "cmpxchg16b")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x00 }, Vector.GeneralProtection, "fxsave, misaligned")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x10 }, Vector.GeneralProtection, "ldmxcsr of a reserved bit")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x38 }, Vector.GeneralProtection, "clflush")]
+    [InlineData(new byte[] { 0x66, 0x0F, 0xE7, 0x00 }, Vector.GeneralProtection, "movntdq, misaligned")]
+    [InlineData(new byte[] { 0x0F, 0x6F, 0x00 }, Vector.GeneralProtection, "movq mm")]
+    [InlineData(new byte[] { 0x0F, 0x46, 0x00 }, Vector.GeneralProtection, "cmovbe")]
+    [InlineData(new byte[] { 0x0F, 0xB0, 0x00 }, Vector.GeneralProtection, "cmpxchg")]
+    [InlineData(new byte[] { 0xDF, 0x28 }, Vector.GeneralProtection, "fild")]
+    [InlineData(new byte[] { 0xDD, 0x08 }, Vector.InvalidOpcode, "fisttp, of SSE3")]
     [InlineData(new byte[] { 0x0F, 0x35 }, Vector.InvalidOpcode, "sysexit")]
     [InlineData(new byte[] { 0x0F, 0xAA }, Vector.InvalidOpcode, "rsm")]
     [InlineData(new byte[] { 0x0F, 0x28, 0x00 }, Vector.GeneralProtection, "movaps, misaligned")]
@@ -748,6 +766,25 @@ public sealed class InstructionEmulatorTests : IDisposable
         Assert.Equal(GuestEvent.Exception(vector), _guest.Event);
         Assert.Equal(before, _guest.State());
         _ = what; // names the case in the report
+    }
+
+    [Fact]
+    public void The_next_instruction_is_described_where_it_can_be_fetched_whole()
+    {
+        const ulong firstPage = 0x4000_0000;
+        ulong entry = _guest.Map(firstPage, GuestMachine.Data);
+        byte[] vmcall = [0x0F, 0x01, 0xC1];
+        _guest.Memory.Write(GuestMachine.Data + 0xFFE, vmcall.AsSpan()[..2]);
+        _guest.Memory.Write(GuestMachine.Data + 0x1000, vmcall.AsSpan()[2..]);
+        Cpu.Rip = firstPage + 0xFFE;
+        Assert.Null(_guest.Emulator.DescribeNext());
+        _ = _guest.Map(firstPage + 0x1000, GuestMachine.Data + 0x1000);
+        Assert.Equal("vmcall [0F01C1]", _guest.Emulator.DescribeNext());
+        Assert.Equal(0UL, _guest.Memory.Read<ulong>(entry) & Pte.Accessed);
+        _guest.Memory.Write(GuestMachine.Data + 0xFFE, (byte)0x06); // no instruction of 64-bit mode
+        Assert.Null(_guest.Emulator.DescribeNext());
+        Cpu.Rip = NonCanonical;
+        Assert.Null(_guest.Emulator.DescribeNext());
     }
 
     [Fact]

@@ -30,6 +30,8 @@ internal static class Ring3Holes
             "wrfsbase",
             "RDFSBASE to WRGSBASE, AVX and other instructions of the host's CPU that the platform lacks execute"
         ),
+        new("vmcall", "may be answered by a hypervisor under the host instead of raising #UD"),
+        new("vmmcall", "may be answered by a hypervisor under the host instead of raising #UD"),
     ];
 
     private static readonly VirtualizationHole[] TimeStampCounter =

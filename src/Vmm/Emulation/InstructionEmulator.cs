@@ -285,6 +285,38 @@ public sealed partial class InstructionEmulator
         }
     }
 
+    /// <summary>
+    /// Mnemonic and bytes of the instruction at RIP, for a message; null when it cannot be fetched or decoded. Changes
+    /// nothing, not even Accessed bits.
+    /// </summary>
+    public string? DescribeNext()
+    {
+        const int longest = 15;
+        Span<byte> bytes = stackalloc byte[longest];
+        int count = 0;
+        while (
+            count < longest
+            && _space.TryTranslate(
+                _cpu.Rip + (ulong)count,
+                PageAccess.Execute | User,
+                out ulong physical,
+                out _,
+                commit: false
+            )
+            && _memory.Contains(physical, 1)
+        )
+        {
+            ulong restOfPage = GuestMemory.PageSize - (physical & (GuestMemory.PageSize - 1));
+            int chunk = (int)Math.Min((ulong)(longest - count), restOfPage);
+            _memory.Read(physical, bytes.Slice(count, chunk));
+            count += chunk;
+        }
+
+        Decoder decoder = Decoder.Create(64, bytes[..count].ToArray(), _cpu.Rip);
+        decoder.Decode(out Instruction instruction);
+        return instruction.IsInvalid ? null : $"{instruction} [{Convert.ToHexString(bytes[..instruction.Length])}]";
+    }
+
     /// <summary>What, then mnemonic, bytes and RIP of the current instruction.</summary>
     private string Unsupported(string what)
     {
