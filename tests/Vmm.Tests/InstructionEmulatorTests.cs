@@ -159,8 +159,11 @@ public sealed class InstructionEmulatorTests : IDisposable
         Done(a => a.@out(0xB0, eax), TrapReason.RegionMarker);
         Cpu[Gpr.Rdx] = 0xBB;
         Done(a => a.@out(dx, al), TrapReason.RegionMarker);
+        Cpu[Gpr.Rsi] = GuestMachine.Data;
+        Done(a => a.outsd(), TrapReason.RegionMarker);
         Cpu[Gpr.Rdx] = 0xBC;
         Done(a => a.@out(dx, al), TrapReason.PortIo);
+        Done(a => a.outsd(), TrapReason.PortIo);
         Cpu[Gpr.Rdx] = 0x500;
         Done(a => a.@out(dx, ax), TrapReason.PortIo);
         Assert.Equal(["out 500 2 5678"], _guest.PortLog);
@@ -493,6 +496,18 @@ public sealed class InstructionEmulatorTests : IDisposable
     }
 
     [Fact]
+    public void System_descriptors_need_a_zero_type_in_their_upper_half()
+    {
+        // The upper half is a descriptor's slot of its own: where it looks like one, the table is not for 64-bit mode.
+        _guest.Descriptor(GuestMachine.Task + 8, 0x00CF_9300_0000_0000);
+        Cpu.Rax = GuestMachine.Task;
+        Faults(a => a.ltr(ax), Vector.GeneralProtection, GuestMachine.Task);
+        _guest.Descriptor(GuestMachine.Ldt + 8, 1UL << 40);
+        Cpu.Rax = GuestMachine.Ldt;
+        Faults(a => a.lldt(ax), Vector.GeneralProtection, GuestMachine.Ldt);
+    }
+
+    [Fact]
     public void Lldt_takes_null_and_an_ldt()
     {
         Cpu.Rax = GuestMachine.Ldt;
@@ -542,6 +557,9 @@ public sealed class InstructionEmulatorTests : IDisposable
         Cpu.Rax = GuestMachine.Data;
         Done(a => a.lgs(rbx, __[rax]));
         Assert.Equal((0x1122_3344_5566_7788UL, GuestMachine.KernelData), (Cpu[Gpr.Rbx], Cpu.Gs.Selector));
+        Done(a => a.lss(rbx, __[rax]));
+        Assert.Equal(GuestMachine.KernelData, Cpu.Ss.Selector);
+        Assert.False(Cpu.InterruptShadow); // it loads RSP too, so it needs none
     }
 
     [Fact]
@@ -574,6 +592,16 @@ public sealed class InstructionEmulatorTests : IDisposable
         Assert.Equal(0x3246UL, Cpu.Rflags); // IOPL 3, IF, as ring 0 may
         Assert.Equal((0, 0, GuestMachine.UserData), (Cpu.Ds.Selector, Cpu.Es.Selector, Cpu.Ss.Selector));
         Assert.Equal(0x1234UL, Cpu.Fs.Base);
+    }
+
+    [Fact]
+    public void Dropping_a_segment_keeps_the_base_that_the_engine_holds()
+    {
+        Cpu.Fs = Segment.KernelData(GuestMachine.KernelData) with { Base = 0x1234 };
+        _guest.Engine.LazyFsBase = 0x5678;
+        PushFrame(0x10_2000, GuestMachine.UserCode, 2, 0x12_3456, GuestMachine.UserData);
+        Assert.Equal(EmulationResult.Done, _guest.Execute(a => a.iretq()));
+        Assert.Equal((0, 0x5678UL), (Cpu.Fs.Selector, Cpu.Fs.Base));
     }
 
     [Fact]
@@ -701,6 +729,17 @@ public sealed class InstructionEmulatorTests : IDisposable
         Done(a => a.cli());
         Assert.Equal(GuestEvent.Exception(Vector.Debug), Cpu.PendingEvent);
         Assert.Equal(1UL << 14, Cpu.Dr6 & (1 << 14));
+    }
+
+    [Fact]
+    public void Mov_ss_holds_off_the_single_step_trap_and_sti_does_not()
+    {
+        Cpu.Rflags = (Cpu.Rflags & ~Rflags.If) | Rflags.Tf;
+        Cpu.Rax = GuestMachine.KernelData;
+        Done(a => a.mov(ss, eax));
+        Assert.Equal(GuestEventKind.None, Cpu.PendingEvent.Kind);
+        Done(a => a.sti());
+        Assert.Equal(GuestEvent.Exception(Vector.Debug), Cpu.PendingEvent);
     }
 
     [Fact]

@@ -136,7 +136,10 @@ public sealed partial class InstructionEmulator
 
         _current = entry;
         reason = entry.Reason;
-        if (entry.Operation == Operation.Out && MeasurementPorts.IsMeasurementPort(Port(entry.Instruction, 0)))
+        if (
+            entry.Operation is Operation.Out or Operation.Outs
+            && MeasurementPorts.IsMeasurementPort(Port(entry.Instruction, 0))
+        )
         {
             reason = TrapReason.RegionMarker;
         }
@@ -169,9 +172,10 @@ public sealed partial class InstructionEmulator
 
         guestEvent = default;
         _cpu.InterruptShadow = _raisesShadow;
-        if (singleStep)
+        bool loadsStack = _raisesShadow && _current.Operation == Operation.MovToSegment;
+        if (singleStep && !loadsStack)
         {
-            // The trap after the instruction; it also ends a HLT.
+            // The trap after the instruction; it also ends a HLT. After MOV SS it waits for one more (SDM vol. 3A, 6.8.3).
             _cpu.Dr6 |= Dr6SingleStep;
             _cpu.PendingEvent = GuestEvent.Exception(Vector.Debug);
             return EmulationResult.Done;
