@@ -177,7 +177,8 @@ public sealed class HoleScanTests
             a.rdtscp();
             a.wrfsbase(rax);
             a.vzeroupper();
-            a.syscall();
+            a.vmcall();
+            a.vmmcall();
         });
         Assert.Equal(
             machine.Capabilities.Holes.Select(hole => hole.Instruction).Order(),

@@ -35,7 +35,7 @@ internal static class HostileGuests
 
     private static readonly Dictionary<string, HostileGuest> Cases = new()
     {
-        ["triple fault"] = new(a => a.ud2(), Broken, "triple fault"),
+        ["triple fault"] = new(a => a.ud2(), Broken, "(ud2 [0F0B])"),
         ["jump to nowhere"] = new(a => Jump(a, 0xDEAD_BEEF_0000), Broken, "triple fault"),
         ["jump to a non-canonical address"] = new(a => Jump(a, 0x8000_0000_0000_0000), Broken, "triple fault"),
         ["jump beyond RAM"] = new(a => Jump(a, 0x3000_0000), Broken, "no RAM"),
@@ -216,7 +216,7 @@ internal static class HostileGuests
                 a.syscall();
             },
             Broken,
-            ""
+            "triple fault: #UD"
         ),
         ["system call of the host, 32-bit"] = new(
             a =>

@@ -1,6 +1,7 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Vmm.Tests;
@@ -234,6 +235,25 @@ public sealed class EventDeliveryTests : IDisposable
             StringComparison.Ordinal
         );
         Assert.Equal(0xABCUL, Cpu.Cr2);
+    }
+
+    [Theory]
+    [InlineData(GuestEventKind.Exception, Vector.InvalidOpcode, true)]
+    [InlineData(GuestEventKind.SoftwareInterrupt, 0x80, true)]
+    [InlineData(GuestEventKind.Exception, Vector.Debug, false)]
+    [InlineData(GuestEventKind.Interrupt, 0x20, false)]
+    public void A_triple_fault_names_the_instruction_that_the_first_event_is_at(
+        GuestEventKind kind,
+        byte vector,
+        bool named
+    )
+    {
+        Cpu.Idtr = default;
+        var delivery = new EventDelivery(Cpu, _guest.Memory, null, () => "ud2 [0F0B]");
+        GuestFailureException failure = Assert.Throws<GuestFailureException>(() =>
+            delivery.Deliver(new GuestEvent(kind, vector))
+        );
+        Assert.Equal(named, failure.Message.Contains("RIP 0x100123 (ud2 [0F0B]), could", StringComparison.Ordinal));
     }
 
     [Fact]

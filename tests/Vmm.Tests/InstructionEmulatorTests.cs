@@ -108,11 +108,16 @@ public sealed class InstructionEmulatorTests : IDisposable
         ["rdpmc"] = a => a.rdpmc(),
     };
 
+    [Fact]
+    public void At_boot_efer_has_long_mode_and_no_execute_but_not_syscall() =>
+        Assert.Equal(Efer.Lme | Efer.Lma | Efer.Nxe, Cpu.Efer);
+
     [Theory]
     [MemberData(nameof(PrivilegedInstructions))]
     public void Privileged_instructions_in_virtual_ring_3_raise_GP(string instruction)
     {
         _guest.EnterRing3();
+        Cpu.Efer |= Efer.Sce;
         Faults(Named[instruction], Vector.GeneralProtection);
     }
 
@@ -154,8 +159,11 @@ public sealed class InstructionEmulatorTests : IDisposable
         Done(a => a.@out(0xB0, eax), TrapReason.RegionMarker);
         Cpu[Gpr.Rdx] = 0xBB;
         Done(a => a.@out(dx, al), TrapReason.RegionMarker);
+        Cpu[Gpr.Rsi] = GuestMachine.Data;
+        Done(a => a.outsd(), TrapReason.RegionMarker);
         Cpu[Gpr.Rdx] = 0xBC;
         Done(a => a.@out(dx, al), TrapReason.PortIo);
+        Done(a => a.outsd(), TrapReason.PortIo);
         Cpu[Gpr.Rdx] = 0x500;
         Done(a => a.@out(dx, ax), TrapReason.PortIo);
         Assert.Equal(["out 500 2 5678"], _guest.PortLog);
@@ -488,6 +496,18 @@ public sealed class InstructionEmulatorTests : IDisposable
     }
 
     [Fact]
+    public void System_descriptors_need_a_zero_type_in_their_upper_half()
+    {
+        // The upper half is a descriptor's slot of its own: where it looks like one, the table is not for 64-bit mode.
+        _guest.Descriptor(GuestMachine.Task + 8, 0x00CF_9300_0000_0000);
+        Cpu.Rax = GuestMachine.Task;
+        Faults(a => a.ltr(ax), Vector.GeneralProtection, GuestMachine.Task);
+        _guest.Descriptor(GuestMachine.Ldt + 8, 1UL << 40);
+        Cpu.Rax = GuestMachine.Ldt;
+        Faults(a => a.lldt(ax), Vector.GeneralProtection, GuestMachine.Ldt);
+    }
+
+    [Fact]
     public void Lldt_takes_null_and_an_ldt()
     {
         Cpu.Rax = GuestMachine.Ldt;
@@ -537,6 +557,9 @@ public sealed class InstructionEmulatorTests : IDisposable
         Cpu.Rax = GuestMachine.Data;
         Done(a => a.lgs(rbx, __[rax]));
         Assert.Equal((0x1122_3344_5566_7788UL, GuestMachine.KernelData), (Cpu[Gpr.Rbx], Cpu.Gs.Selector));
+        Done(a => a.lss(rbx, __[rax]));
+        Assert.Equal(GuestMachine.KernelData, Cpu.Ss.Selector);
+        Assert.False(Cpu.InterruptShadow); // it loads RSP too, so it needs none
     }
 
     [Fact]
@@ -569,6 +592,16 @@ public sealed class InstructionEmulatorTests : IDisposable
         Assert.Equal(0x3246UL, Cpu.Rflags); // IOPL 3, IF, as ring 0 may
         Assert.Equal((0, 0, GuestMachine.UserData), (Cpu.Ds.Selector, Cpu.Es.Selector, Cpu.Ss.Selector));
         Assert.Equal(0x1234UL, Cpu.Fs.Base);
+    }
+
+    [Fact]
+    public void Dropping_a_segment_keeps_the_base_that_the_engine_holds()
+    {
+        Cpu.Fs = Segment.KernelData(GuestMachine.KernelData) with { Base = 0x1234 };
+        _guest.Engine.LazyFsBase = 0x5678;
+        PushFrame(0x10_2000, GuestMachine.UserCode, 2, 0x12_3456, GuestMachine.UserData);
+        Assert.Equal(EmulationResult.Done, _guest.Execute(a => a.iretq()));
+        Assert.Equal((0, 0x5678UL), (Cpu.Fs.Selector, Cpu.Fs.Base));
     }
 
     [Fact]
@@ -638,6 +671,7 @@ public sealed class InstructionEmulatorTests : IDisposable
     [Fact]
     public void Syscall_and_sysret_go_there_and_back()
     {
+        Cpu.Efer |= Efer.Sce;
         Cpu.Star = (0x0010UL << 48) | (0x0008UL << 32); // SYSRET: SS 0x18, CS 0x20
         Cpu.Lstar = 0x10_5000;
         Cpu.Fmask = Rflags.If;
@@ -651,14 +685,14 @@ public sealed class InstructionEmulatorTests : IDisposable
     }
 
     [Fact]
-    public void Syscall_without_sce_raises_UD_at_the_instruction()
+    public void Syscall_raises_UD_at_the_instruction_until_the_guest_enables_it()
     {
-        Cpu.Efer &= ~Efer.Sce;
         Faults(a => a.syscall(), Vector.InvalidOpcode);
         Cpu.Rip += 2;
         SystemCalls.Enter(Cpu);
         Assert.Equal(GuestMachine.Code, Cpu.Rip);
         Assert.Equal(GuestEvent.Exception(Vector.InvalidOpcode), Cpu.PendingEvent);
+        Faults(a => a.sysretq(), Vector.InvalidOpcode);
     }
 
     [Fact]
@@ -698,6 +732,17 @@ public sealed class InstructionEmulatorTests : IDisposable
     }
 
     [Fact]
+    public void Mov_ss_holds_off_the_single_step_trap_and_sti_does_not()
+    {
+        Cpu.Rflags = (Cpu.Rflags & ~Rflags.If) | Rflags.Tf;
+        Cpu.Rax = GuestMachine.KernelData;
+        Done(a => a.mov(ss, eax));
+        Assert.Equal(GuestEventKind.None, Cpu.PendingEvent.Kind);
+        Done(a => a.sti());
+        Assert.Equal(GuestEvent.Exception(Vector.Debug), Cpu.PendingEvent);
+    }
+
+    [Fact]
     public void A_set_trap_flag_raises_debug_after_every_repetition()
     {
         Cpu.Rflags |= Rflags.Tf;
@@ -725,6 +770,24 @@ public sealed class InstructionEmulatorTests : IDisposable
     [InlineData(new byte[] { 0x0F, 0x01, 0xD0 }, Vector.InvalidOpcode, "xgetbv")]
     [InlineData(new byte[] { 0x0F, 0x01, 0xD1 }, Vector.InvalidOpcode, "xsetbv")]
     [InlineData(new byte[] { 0x0F, 0x01, 0xC2 }, Vector.InvalidOpcode, "vmlaunch")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xC1 }, Vector.InvalidOpcode, "vmcall")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xD9 }, Vector.InvalidOpcode, "vmmcall")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xD8 }, Vector.InvalidOpcode, "vmrun")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xDF }, Vector.InvalidOpcode, "invlpga")]
+    [InlineData(new byte[] { 0x0F, 0xC7, 0xF0 }, Vector.InvalidOpcode, "rdrand")]
+    [InlineData(new byte[] { 0xC5, 0xF8, 0x28, 0x00 }, Vector.InvalidOpcode, "vmovaps, misaligned")]
+    [InlineData(new byte[] { 0xF3, 0x0F, 0xBC, 0x00 }, Vector.GeneralProtection, "rep bsf")]
+    [InlineData(new byte[] { 0x0F, 0xC7, 0x08 }, Vector.GeneralProtection, "cmpxchg8b")]
+    [InlineData(new byte[] { 0x48, 0x0F, 0xC7, 0x08 }, Vector.GeneralProtection, "cmpxchg16b")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x00 }, Vector.GeneralProtection, "fxsave, misaligned")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x10 }, Vector.GeneralProtection, "ldmxcsr of a reserved bit")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x38 }, Vector.GeneralProtection, "clflush")]
+    [InlineData(new byte[] { 0x66, 0x0F, 0xE7, 0x00 }, Vector.GeneralProtection, "movntdq, misaligned")]
+    [InlineData(new byte[] { 0x0F, 0x6F, 0x00 }, Vector.GeneralProtection, "movq mm")]
+    [InlineData(new byte[] { 0x0F, 0x46, 0x00 }, Vector.GeneralProtection, "cmovbe")]
+    [InlineData(new byte[] { 0x0F, 0xB0, 0x00 }, Vector.GeneralProtection, "cmpxchg")]
+    [InlineData(new byte[] { 0xDF, 0x28 }, Vector.GeneralProtection, "fild")]
+    [InlineData(new byte[] { 0xDD, 0x08 }, Vector.InvalidOpcode, "fisttp, of SSE3")]
     [InlineData(new byte[] { 0x0F, 0x35 }, Vector.InvalidOpcode, "sysexit")]
     [InlineData(new byte[] { 0x0F, 0xAA }, Vector.InvalidOpcode, "rsm")]
     [InlineData(new byte[] { 0x0F, 0x28, 0x00 }, Vector.GeneralProtection, "movaps, misaligned")]
@@ -742,6 +805,25 @@ public sealed class InstructionEmulatorTests : IDisposable
         Assert.Equal(GuestEvent.Exception(vector), _guest.Event);
         Assert.Equal(before, _guest.State());
         _ = what; // names the case in the report
+    }
+
+    [Fact]
+    public void The_next_instruction_is_described_where_it_can_be_fetched_whole()
+    {
+        const ulong firstPage = 0x4000_0000;
+        ulong entry = _guest.Map(firstPage, GuestMachine.Data);
+        byte[] vmcall = [0x0F, 0x01, 0xC1];
+        _guest.Memory.Write(GuestMachine.Data + 0xFFE, vmcall.AsSpan()[..2]);
+        _guest.Memory.Write(GuestMachine.Data + 0x1000, vmcall.AsSpan()[2..]);
+        Cpu.Rip = firstPage + 0xFFE;
+        Assert.Null(_guest.Emulator.DescribeNext());
+        _ = _guest.Map(firstPage + 0x1000, GuestMachine.Data + 0x1000);
+        Assert.Equal("vmcall [0F01C1]", _guest.Emulator.DescribeNext());
+        Assert.Equal(0UL, _guest.Memory.Read<ulong>(entry) & Pte.Accessed);
+        _guest.Memory.Write(GuestMachine.Data + 0xFFE, (byte)0x06); // no instruction of 64-bit mode
+        Assert.Null(_guest.Emulator.DescribeNext());
+        Cpu.Rip = NonCanonical;
+        Assert.Null(_guest.Emulator.DescribeNext());
     }
 
     [Fact]

@@ -72,7 +72,14 @@ internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngine
 
     public void InvalidatePage(ulong address) => Calls.Add($"invalidate {address:X}");
 
-    public void SaveLazyState() => Calls.Add("save");
+    /// <summary>The FS base as guest code has left it, when the core has not been told.</summary>
+    public ulong? LazyFsBase { get; set; }
+
+    public void SaveLazyState()
+    {
+        Calls.Add("save");
+        cpu.Fs = cpu.Fs with { Base = LazyFsBase ?? cpu.Fs.Base };
+    }
 
     public void LoadLazyState() => Calls.Add("load");
 

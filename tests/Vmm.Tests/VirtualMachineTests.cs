@@ -196,6 +196,7 @@ public sealed class VirtualMachineTests : IDisposable
     {
         VirtualMachine vm = Boot([0x0F, 0x05, 0xE6, 0xF4]);
         vm.Cpu.Lstar = Code + 2;
+        vm.Cpu.Efer |= Efer.Sce;
         _engine.Script.Enqueue(cpu =>
         {
             cpu.Rip += 2;

@@ -30,7 +30,8 @@ internal static class Ring3Holes
             "wrfsbase",
             "RDFSBASE to WRGSBASE, AVX and other instructions of the host's CPU that the platform lacks execute"
         ),
-        new("syscall", "traps, but with EFER.SCE clear #UD arrives with RCX and R11 already overwritten"),
+        new("vmcall", "may be answered by a hypervisor under the host instead of raising #UD"),
+        new("vmmcall", "may be answered by a hypervisor under the host instead of raising #UD"),
     ];
 
     private static readonly VirtualizationHole[] TimeStampCounter =

@@ -45,6 +45,9 @@ public readonly record struct SegmentDescriptor(ulong Address, ulong Low, ulong 
     /// <summary>The Accessed bit of a code or data descriptor.</summary>
     public bool Accessed => (Attributes & 1) != 0;
 
+    /// <summary>Type field of the upper half of a 16-byte system descriptor: 0, so that it is no descriptor itself.</summary>
+    public int UpperType => (int)(High >> 40) & 0x1F;
+
     /// <summary>Base address: 32 bits, or 64 for a 16-byte system descriptor.</summary>
     public ulong Base => ((Low >> 16) & 0xFF_FFFF) | ((Low >> 32) & 0xFF00_0000) | (High << 32);
 

@@ -143,7 +143,7 @@ public sealed unsafe class VirtualCpu : IDisposable
         Array.Clear(DebugAddresses);
         Dr6 = 0xFFFF_0FF0;
         Dr7 = 0x400;
-        Efer = Cpu.Efer.Sce | Cpu.Efer.Lme | Cpu.Efer.Lma | Cpu.Efer.Nxe;
+        Efer = Cpu.Efer.Lme | Cpu.Efer.Lma | Cpu.Efer.Nxe;
         Star = Lstar = Cstar = Fmask = KernelGsBase = TscAux = TscOffset = 0;
         Pat = 0x0007_0406_0007_0406; // power-on value, SDM vol. 3A, section 12.12.4
         Cs = Segment.KernelCode(0x08);

@@ -119,7 +119,12 @@ public sealed partial class InstructionEmulator
             return false;
         }
 
-        if (descriptor.IsCodeOrData || descriptor.Type != type || !PageWalker.IsCanonical(descriptor.Base))
+        if (
+            descriptor.IsCodeOrData
+            || descriptor.Type != type
+            || descriptor.UpperType != 0
+            || !PageWalker.IsCanonical(descriptor.Base)
+        )
         {
             _ = Raise(Vector.GeneralProtection, code);
             return false;

@@ -70,7 +70,6 @@ public sealed partial class InstructionEmulator
         }
 
         WriteRegister(Instruction.Op0Register, offset);
-        _raisesShadow = segment == Register.SS;
         return Done();
     }
 

@@ -136,7 +136,10 @@ public sealed partial class InstructionEmulator
 
         _current = entry;
         reason = entry.Reason;
-        if (entry.Operation == Operation.Out && MeasurementPorts.IsMeasurementPort(Port(entry.Instruction, 0)))
+        if (
+            entry.Operation is Operation.Out or Operation.Outs
+            && MeasurementPorts.IsMeasurementPort(Port(entry.Instruction, 0))
+        )
         {
             reason = TrapReason.RegionMarker;
         }
@@ -169,9 +172,10 @@ public sealed partial class InstructionEmulator
 
         guestEvent = default;
         _cpu.InterruptShadow = _raisesShadow;
-        if (singleStep)
+        bool loadsStack = _raisesShadow && _current.Operation == Operation.MovToSegment;
+        if (singleStep && !loadsStack)
         {
-            // The trap after the instruction; it also ends a HLT.
+            // The trap after the instruction; it also ends a HLT. After MOV SS it waits for one more (SDM vol. 3A, 6.8.3).
             _cpu.Dr6 |= Dr6SingleStep;
             _cpu.PendingEvent = GuestEvent.Exception(Vector.Debug);
             return EmulationResult.Done;
@@ -283,6 +287,38 @@ public sealed partial class InstructionEmulator
                 // non-canonical address… Those have error code 0.
                 return Raise(Vector.GeneralProtection);
         }
+    }
+
+    /// <summary>
+    /// Mnemonic and bytes of the instruction at RIP, for a message; null when it cannot be fetched or decoded. Changes
+    /// nothing, not even Accessed bits.
+    /// </summary>
+    public string? DescribeNext()
+    {
+        const int longest = 15;
+        Span<byte> bytes = stackalloc byte[longest];
+        int count = 0;
+        while (
+            count < longest
+            && _space.TryTranslate(
+                _cpu.Rip + (ulong)count,
+                PageAccess.Execute | User,
+                out ulong physical,
+                out _,
+                commit: false
+            )
+            && _memory.Contains(physical, 1)
+        )
+        {
+            ulong restOfPage = GuestMemory.PageSize - (physical & (GuestMemory.PageSize - 1));
+            int chunk = (int)Math.Min((ulong)(longest - count), restOfPage);
+            _memory.Read(physical, bytes.Slice(count, chunk));
+            count += chunk;
+        }
+
+        Decoder decoder = Decoder.Create(64, bytes[..count].ToArray(), _cpu.Rip);
+        decoder.Decode(out Instruction instruction);
+        return instruction.IsInvalid ? null : $"{instruction} [{Convert.ToHexString(bytes[..instruction.Length])}]";
     }
 
     /// <summary>What, then mnemonic, bytes and RIP of the current instruction.</summary>

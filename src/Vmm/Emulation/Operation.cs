@@ -187,35 +187,49 @@ internal static class OperationTable
             : (Operation.Unprivileged, TrapReason.GuestException);
     }
 
-    // A privileged instruction of an extension that the platform's CPUID does not report is undefined; one of the basic
-    // architecture that has no handler is our gap.
+    // An instruction of an extension that the platform's CPUID does not report is undefined, privileged or not: what the
+    // host makes of it is the host's own (a hypervisor under it may turn the #UD of VMCALL into #GP). A privileged one of
+    // the basic architecture that has no handler is our gap.
     private static Operation ClassifyOther(in Instruction instruction)
     {
-        if (!instruction.IsPrivileged)
+        // Two that older CPUs know as REP BSF and REP BSR.
+        if (instruction.Mnemonic is not (Mnemonic.Tzcnt or Mnemonic.Lzcnt))
         {
-            return Operation.Unprivileged;
-        }
-
-        foreach (CpuidFeature feature in instruction.CpuidFeatures)
-        {
-            if (
-                feature
-                is not (
-                    CpuidFeature.INTEL8086
-                    or CpuidFeature.INTEL186
-                    or CpuidFeature.INTEL286
-                    or CpuidFeature.INTEL386
-                    or CpuidFeature.INTEL486
-                    or CpuidFeature.X64
-                    or CpuidFeature.MSR
-                    or CpuidFeature.TSC
-                )
-            )
+            foreach (CpuidFeature feature in instruction.CpuidFeatures)
             {
-                return Operation.Undefined;
+                if (!IsPlatformFeature(feature))
+                {
+                    return Operation.Undefined;
+                }
             }
         }
 
-        return Operation.Unsupported;
+        return instruction.IsPrivileged ? Operation.Unsupported : Operation.Unprivileged;
     }
+
+    private static bool IsPlatformFeature(CpuidFeature feature) =>
+        feature
+            is CpuidFeature.INTEL8086
+                or CpuidFeature.INTEL186
+                or CpuidFeature.INTEL286
+                or CpuidFeature.INTEL386
+                or CpuidFeature.INTEL486
+                or CpuidFeature.X64
+                or CpuidFeature.CPUID
+                or CpuidFeature.MSR
+                or CpuidFeature.TSC
+                or CpuidFeature.CX8
+                or CpuidFeature.CMPXCHG16B
+                or CpuidFeature.CMOV
+                or CpuidFeature.CLFSH
+                or CpuidFeature.MULTIBYTENOP
+                or CpuidFeature.PAUSE
+                or CpuidFeature.FPU
+                or CpuidFeature.FPU287
+                or CpuidFeature.FPU387
+                or CpuidFeature.MMX
+                or CpuidFeature.FXSR
+                or CpuidFeature.SSE
+                or CpuidFeature.SSE2
+                or CpuidFeature.CET_IBT; // ENDBR is a no-operation without it
 }

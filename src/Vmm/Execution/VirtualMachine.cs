@@ -50,7 +50,7 @@ public sealed class VirtualMachine : IDisposable
         Ports.Attach(_exitPort, ExitPort.Port, 1);
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
         _emulator = new InstructionEmulator(Cpu, Memory, Ports, _engine, AbsentMemory);
-        _delivery = new EventDelivery(Cpu, Memory, AbsentMemory);
+        _delivery = new EventDelivery(Cpu, Memory, AbsentMemory, _emulator.DescribeNext);
     }
 
     /// <summary>The virtual CPU.</summary>

@@ -20,16 +20,24 @@ public sealed class EventDelivery
     private readonly VirtualCpu _cpu;
     private readonly GuestAddressSpace _space;
     private readonly DescriptorTables _descriptors;
+    private readonly Func<string?>? _describeNext;
 
     /// <summary>Creates the delivery of one VM.</summary>
     /// <param name="cpu">The CPU.</param>
     /// <param name="memory">Guest RAM.</param>
     /// <param name="absent">What answers where there is no RAM.</param>
-    public EventDelivery(VirtualCpu cpu, GuestMemory memory, PhysicalBus? absent = null)
+    /// <param name="describeNext">Names the instruction at RIP, or null, for the message of a triple fault.</param>
+    public EventDelivery(
+        VirtualCpu cpu,
+        GuestMemory memory,
+        PhysicalBus? absent = null,
+        Func<string?>? describeNext = null
+    )
     {
         _cpu = cpu;
         _space = new GuestAddressSpace(cpu, memory, absent);
         _descriptors = new DescriptorTables(cpu, _space);
+        _describeNext = describeNext;
     }
 
     /// <summary>
@@ -313,7 +321,15 @@ public sealed class EventDelivery
             error = Vector.HasErrorCode(guestEvent.Number) ? $" (error 0x{guestEvent.ErrorCode:X})" : "";
         }
 
-        return $"triple fault: {what}{at}{error}, RIP 0x{_cpu.Rip:X}, could not be delivered: {obstacle.What} 0x{obstacle.Value:X}";
+        // Of a trap (#DB) and of an interrupt RIP is behind the instruction, or has nothing to do with it.
+        bool atInstruction = guestEvent.Kind switch
+        {
+            GuestEventKind.SoftwareInterrupt => true,
+            GuestEventKind.Exception => guestEvent.Number != Vector.Debug,
+            _ => false,
+        };
+        string instruction = atInstruction && _describeNext?.Invoke() is { } name ? $" ({name})" : "";
+        return $"triple fault: {what}{at}{error}, RIP 0x{_cpu.Rip:X}{instruction}, could not be delivered: {obstacle.What} 0x{obstacle.Value:X}";
     }
 
     /// <summary>Why a delivery failed; text only when it becomes a triple fault.</summary>

@@ -1,6 +1,7 @@
 using System.ComponentModel;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
+using System.Runtime.Versioning;
 using VirtBench.Vmm.Native;
 
 namespace VirtBench.Vmm.Memory;
@@ -53,7 +54,7 @@ public sealed unsafe class GuestMemory : IDisposable
                 || Linux.Fcntl(FileDescriptor, Linux.FAddSeals, Linux.SealShrink | Linux.SealGrow | Linux.SealSeal) != 0
             )
             {
-                throw new Win32Exception(Marshal.GetLastPInvokeError(), "cannot create a memfd for guest RAM");
+                throw Refused("cannot create a memfd for guest RAM");
             }
 
             nint mapped = Linux.Mmap(
@@ -66,7 +67,7 @@ public sealed unsafe class GuestMemory : IDisposable
             );
             if (mapped == -1)
             {
-                throw new Win32Exception(Marshal.GetLastPInvokeError(), $"cannot map {size} bytes of guest RAM");
+                throw Refused($"cannot map {size} bytes of guest RAM");
             }
 
             _base = (byte*)mapped;
@@ -77,6 +78,18 @@ public sealed unsafe class GuestMemory : IDisposable
             _base = (byte*)NativeMemory.AlignedAlloc((nuint)size, (nuint)PageSize);
             NativeMemory.Clear(_base, (nuint)size);
         }
+    }
+
+    [SupportedOSPlatform("linux")]
+    private Win32Exception Refused(string what)
+    {
+        int error = Marshal.GetLastPInvokeError();
+        if (FileDescriptor >= 0)
+        {
+            _ = Linux.Close(FileDescriptor);
+        }
+
+        return new Win32Exception(error, what);
     }
 
     /// <summary>Bytes of RAM.</summary>
