@@ -303,16 +303,19 @@ public sealed class Sweep
                 continue;
             }
 
+            // See SimulatedClock: where time is computed these cost the guest nothing, the world switches included.
+            bool isFree = run.Capabilities.ComputedTime && (reason is TrapReason.RegionMarker or TrapReason.Kick);
+            double switches = isFree ? 0 : count * nanoseconds;
             records.Add(
                 new ExitRecord(
                     round,
                     cell,
                     reason.Name(),
                     count,
-                    run.Capabilities.SwitchOutTicks * count * nanoseconds,
+                    run.Capabilities.SwitchOutTicks * switches,
                     region.Exits.DispatchTicks[i] * nanoseconds,
                     region.Exits.EmulateTicks[i] * nanoseconds,
-                    run.Capabilities.SwitchInTicks * count * nanoseconds
+                    run.Capabilities.SwitchInTicks * switches
                 )
             );
         }

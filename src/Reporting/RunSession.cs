@@ -77,6 +77,7 @@ public sealed class RunSession
                 Strict = run.Strict,
             }
         );
+        CheckOrder(sweep.Plan, run, path);
         var images = run.GuestImages.ToDictionary(image => (image.Workload, image.TrapsPerUnit), image => image.Sha256);
         foreach (SweepImage image in sweep.Images)
         {
@@ -93,6 +94,39 @@ public sealed class RunSession
         }
 
         return new RunSession(sweep, directory);
+    }
+
+    /// <summary>
+    /// The rest of a run must be what its manifest planned. It is not when a strategy has become available, or no longer is:
+    /// the order is shuffled over all cells.
+    /// </summary>
+    private static void CheckOrder(SweepPlan plan, RunDescription run, string path)
+    {
+        var planned = run.Order.SelectMany((cells, round) => cells.Select(cell => new PlannedSample(round, cell)));
+        if (plan.Order.SequenceEqual(planned))
+        {
+            return;
+        }
+
+        var missingThen = run.Skipped.Where(cell => cell.Workload is null).Select(cell => cell.Strategy).ToHashSet();
+        var missingNow = plan.Skipped.Where(cell => cell.Workload is null).ToDictionary(cell => cell.Strategy);
+        if (missingNow.Values.FirstOrDefault(cell => !missingThen.Contains(cell.Strategy)) is { } gone)
+        {
+            throw new RunDirectoryException(
+                $"{path} cannot go on: it measures {gone.Strategy}, which is not available now: {gone.Reason}"
+            );
+        }
+
+        if (missingThen.FirstOrDefault(strategy => !missingNow.ContainsKey(strategy)) is { } come)
+        {
+            throw new RunDirectoryException(
+                $"{path} cannot go on: {come} was not available when it began and now is; start a new run."
+            );
+        }
+
+        throw new RunDirectoryException(
+            $"{path} was planned with other cells or another order: resume it with the commit that its manifest names."
+        );
     }
 
     /// <summary>Measures what is not measured yet, then writes fits, figures and report, also after a cancellation.</summary>

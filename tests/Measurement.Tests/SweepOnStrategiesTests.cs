@@ -31,6 +31,45 @@ public sealed class SweepOnStrategiesTests
     }
 
     [Fact]
+    public void Densities_without_room_are_skipped_with_the_reason_and_the_rest_is_measured()
+    {
+        var options = new SweepOptions
+        {
+            Strategies = [StrategiesUnderTest.Get("simulated-trap-and-emulate")],
+            Workloads = [WorkloadCatalog.Find("cr3-switch")!, WorkloadCatalog.Find("rdtsc")!],
+            Profile = SweepProfile.Thorough,
+            ComputedUnits = 2,
+        };
+        var observer = new RecordingObserver();
+        var sweep = new Sweep(options);
+        SkippedCell skipped = Assert.Single(sweep.Plan.Skipped);
+        Assert.Equal("cr3-switch", skipped.Workload);
+        Assert.Equal("k = 24, 32, 48, 64: a unit of cr3-switch has room for 16 traps", skipped.Reason);
+        Assert.True(sweep.Run(observer, cancellation: TestContext.Current.CancellationToken).Complete);
+        Assert.All(observer.Samples, sample => Assert.Equal((SampleStatus.Ok, ""), (sample.Status, sample.Note)));
+        Assert.Equal(16, observer.Samples.Where(s => s.Cell.Workload == "cr3-switch").Max(s => s.Cell.TrapsPerUnit));
+        Assert.Equal(64, observer.Samples.Where(s => s.Cell.Workload == "rdtsc").Max(s => s.Cell.TrapsPerUnit));
+    }
+
+    [Fact]
+    public void Exits_that_cost_the_simulated_guest_nothing_are_recorded_at_no_cost()
+    {
+        var options = new SweepOptions
+        {
+            Strategies = [StrategiesUnderTest.Get("simulated-trap-and-emulate")],
+            Workloads = [WorkloadCatalog.Find("rdtsc")!],
+            Profile = new SweepProfile("test", TimeSpan.FromMilliseconds(2), 1, [0, 4]),
+            ComputedUnits = 10,
+        };
+        var observer = new RecordingObserver();
+        _ = new Sweep(options).Run(observer, cancellation: TestContext.Current.CancellationToken);
+        ExitRecord[] markers = [.. observer.Exits.Where(exit => exit.Reason == "region-marker")];
+        Assert.NotEmpty(markers);
+        Assert.All(markers, exit => Assert.Equal((0.0, 0.0), (exit.SwitchOutNanoseconds, exit.SwitchInNanoseconds)));
+        Assert.Contains(observer.Exits, exit => exit is { Reason: "rdtsc", SwitchOutNanoseconds: > 0 });
+    }
+
+    [Fact]
     public void Checksums_are_those_of_every_other_strategy()
     {
         Strategy[] strategies = [.. StrategiesUnderTest.Available()];

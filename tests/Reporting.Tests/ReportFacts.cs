@@ -168,6 +168,11 @@ public sealed partial class ReportFacts
         ["nothing trapped"] = s => s with { Traps = 0 },
         ["traps that cost nothing"] = s => s with { ElapsedNanoseconds = 1000.0 * s.Units },
         ["more traps, less time"] = s => s with { ElapsedNanoseconds = (1000.0 - s.Cell.TrapsPerUnit) * s.Units },
+        ["cost lost in scatter"] = s =>
+            s with
+            {
+                ElapsedNanoseconds = (1000.0 + (s.Round == 0 ? s.Cell.TrapsPerUnit : 0)) * s.Units,
+            },
         ["t0 below 0"] = s => s with { ElapsedNanoseconds = (1 + Math.Pow(s.Cell.TrapsPerUnit, 3)) * s.Units },
     };
 
@@ -193,6 +198,57 @@ public sealed partial class ReportFacts
             Assert.Empty(outcome.Notices);
         }
         Assert.Contains($"{samples.Count} ", Parse(run).Root!.Value);
+    }
+
+    [Theory]
+    [InlineData("empty", "No strategy that runs on this host's processor was measured in this run.")]
+    [InlineData("one sample", "took traps, but the samples do not suffice to say what one costs")]
+    [InlineData("one cell", "took traps, but the samples do not suffice to say what one costs")]
+    [InlineData("all failed", "No sample of a strategy that runs on this host's processor succeeded")]
+    [InlineData("nothing trapped", "No strategy that runs on this host's processor took a trap in this run.")]
+    [InlineData("traps that cost nothing", "took traps, but the samples do not suffice to say what one costs")]
+    [InlineData("cost lost in scatter", "took traps, but the samples do not suffice to say what one costs")]
+    public void A_summary_claims_no_more_than_the_samples_show(string name, string expected)
+    {
+        var text = SummaryOf(name);
+        Assert.Contains(expected, text);
+        Assert.DoesNotContain("On this host one costs", text);
+    }
+
+    [Theory]
+    [InlineData("empty", "0 of 2 planned samples were taken.")]
+    [InlineData("one sample", "1 of 2 planned samples was taken, and it is usable.")]
+    public void Few_samples_are_counted_in_whole_sentences(string name, string expected) =>
+        Assert.Contains(expected, SummaryOf(name));
+
+    [Theory]
+    [MemberData(nameof(PoorRunNames))]
+    public void A_report_has_no_table_without_rows(string name)
+    {
+        using var run = PoorRun(name);
+        ReportWriter.Write(run.Directory, new NoRenderer());
+        Assert.All(
+            Parse(run).Descendants().Where(e => e.Name.LocalName == "tbody"),
+            body => Assert.NotEmpty(body.Elements())
+        );
+    }
+
+    private static string SummaryOf(string name)
+    {
+        using var run = PoorRun(name);
+        ReportWriter.Write(run.Directory, new NoRenderer());
+        return Parse(run).Root!.Value.Replace('\u00a0', ' ');
+    }
+
+    private static SyntheticRun PoorRun(string name)
+    {
+        var run = SyntheticRun.Empty();
+        using var log = run.Directory.Append();
+        foreach (var sample in SyntheticRun.Samples(2).Select(at => PoorRuns[name](at.Sample)).OfType<Sample>())
+        {
+            log.SampleTaken(sample, [new ExitRecord(sample.Round, sample.Cell, "kick", 1, null, 40, 900, null)]);
+        }
+        return run;
     }
 
     [Fact]

@@ -42,7 +42,13 @@ internal sealed class RunReport
         blocks.AddRange(figures);
         if (figures.Count == 0)
         {
-            blocks.Add(new Paragraph("No samples, no figures."));
+            blocks.Add(
+                new Paragraph(
+                    run.Contents.Samples.Count == 0
+                        ? "No samples, no figures."
+                        : "No strategy and workload has usable samples at two densities, so there is nothing to draw."
+                )
+            );
         }
         blocks.Add(new Heading("Results", "results"));
         blocks.AddRange(Results());
@@ -95,15 +101,13 @@ internal sealed class RunReport
     {
         const string WhatATrapIs =
             "A trap is a guest instruction that the processor refuses, so that the virtual machine monitor must step in. ";
-        if (measured.Count == 0)
+        var certain = measured.Where(fit => fit.TrapNanoseconds!.Value.Low is not <= 0).ToList();
+        if (certain.Count == 0)
         {
-            return new Paragraph(
-                WhatATrapIs,
-                "No strategy that runs on this host's processor took a trap in this run."
-            );
+            return new Paragraph(WhatATrapIs, WithoutCost());
         }
-        var least = measured.MinBy(fit => fit.TrapNanoseconds!.Value.Value)!;
-        var most = measured.MaxBy(fit => fit.TrapNanoseconds!.Value.Value)!;
+        var least = certain.MinBy(fit => fit.TrapNanoseconds!.Value.Value)!;
+        var most = certain.MaxBy(fit => fit.TrapNanoseconds!.Value.Value)!;
         return ReferenceEquals(least, most)
             ? new Paragraph(
                 WhatATrapIs,
@@ -119,6 +123,18 @@ internal sealed class RunReport
                 Span.Strong(Quantity.Time(most.TrapNanoseconds!.Value.Value)),
                 $" ({most.Workload} under {Label(most)})."
             );
+    }
+
+    /// <summary>What to say when no fit of a measured strategy has a cost per trap that is above 0 for sure.</summary>
+    private string WithoutCost()
+    {
+        var ofThisHost = run.Contents.Samples.Where(sample => !run.Strategy(sample.Cell.Strategy).IsComputed).ToList();
+        return ofThisHost.Count == 0 ? "No strategy that runs on this host's processor was measured in this run."
+            : ofThisHost.TrueForAll(sample => sample.Status == SampleStatus.Failed)
+                ? "No sample of a strategy that runs on this host's processor succeeded, so this run does not say what one costs here."
+            : ofThisHost.Exists(sample => sample.Traps > 0)
+                ? "Strategies that run on this host's processor took traps, but the samples do not suffice to say what one costs."
+            : "No strategy that runs on this host's processor took a trap in this run.";
     }
 
     private Paragraph FitSummary(OverheadFit fit) =>
@@ -186,29 +202,43 @@ internal sealed class RunReport
             text +=
                 widths.Count > 0
                     ? $"The 95 % intervals of the cost per trap reach at most {Quantity.Percent(widths.Max())} to either side. "
-                    : "There are no intervals: they take two rounds or more. ";
+                    : "There are no intervals: they take two or more complete rounds whose times differ. ";
             if (widths.Count > 0 && widths.Max() > WideInterval)
             {
                 text += "That is wide: the host was busy or unsteady. virtbench doctor says what disturbs it. ";
             }
         }
         text +=
-            planned > 0 && taken < planned
-                ? $"{taken} of {planned} planned samples were taken"
-                : $"{taken} samples were taken";
-        text += bad > 0 ? $", {bad} of them not usable." : ", all of them usable.";
+            planned > 0 && taken < planned ? $"{taken} of {planned} planned samples {WasOrWere(taken)} taken"
+            : taken == 1 ? "1 sample was taken"
+            : $"{taken} samples were taken";
+        text +=
+            taken == 0 ? "."
+            : bad > 0 ? $", {bad} of them not usable."
+            : taken == 1 ? ", and it is usable."
+            : ", all of them usable.";
         return new Paragraph(text);
+
+        static string WasOrWere(int count) => count == 1 ? "was" : "were";
 
         static string AllOf(int count, string what) => count == 1 ? $"the one {what}" : $"all {count} {what}s";
     }
 
     private IEnumerable<Block> Results()
     {
-        yield return FitTable();
-        yield return SlowdownTable();
-        if (run.Contents.Exits.Count > 0)
+        if (run.Fits.Count == 0)
         {
-            yield return ExitTable();
+            yield return new Paragraph("No sample was taken, so there are no results.");
+            yield break;
+        }
+        yield return FitTable();
+        if (SlowdownTable() is { Rows.Count: > 0 } slowdowns)
+        {
+            yield return slowdowns;
+        }
+        if (ExitTable() is { Rows.Count: > 0 } exits)
+        {
+            yield return exits;
             yield return new Paragraph(
                 "Dispatch is the time from an exit being seen to its handler being known, emulate the time from there until the "
                     + "guest can be entered again. World switches are blank where the monitor cannot see them: the clock it "
@@ -383,7 +413,7 @@ internal sealed class RunReport
             );
         var failed = run.Contents.Samples.Where(sample => sample.Status != SampleStatus.Ok).ToList();
         yield return failed.Count == 0
-            ? new Paragraph("No sample failed.")
+            ? new Paragraph(run.Contents.Samples.Count == 0 ? "No sample was taken." : "No sample failed.")
             : new Table(
                 "Samples that no fit uses"
                     + (failed.Count > MostFailures ? $" (the first {MostFailures} of {failed.Count})" : ""),

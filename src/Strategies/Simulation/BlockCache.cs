@@ -13,7 +13,9 @@ internal sealed unsafe class BlockCache : IDisposable
     /// <summary>Most guest instructions in a block: bounds the work between two polls for a kick.</summary>
     public const int MaximumInstructions = 64;
 
-    private const int ArenaBytes = 16 << 20;
+    /// <summary>Room for decoded code, unless a test wants it to be full soon.</summary>
+    public const int DefaultArenaBytes = 16 << 20;
+
     private const int BucketCount = 1 << 15;
     private const int SpareBytes = MaximumInstructions * 4 * 48;
     private const ulong NoPage = ulong.MaxValue;
@@ -22,6 +24,7 @@ internal sealed unsafe class BlockCache : IDisposable
     private readonly GuestMemory _memory;
     private readonly BlockDecoder _decoder;
     private readonly byte* _arena;
+    private readonly int _arenaBytes;
     private readonly Block** _buckets;
     private readonly CodePage* _pages;
     private readonly ulong _pageCount;
@@ -36,13 +39,15 @@ internal sealed unsafe class BlockCache : IDisposable
         public ulong Chunks;
     }
 
-    public BlockCache(SimulatedEngine engine, GuestMemory memory, BlockDecoder decoder)
+    public BlockCache(SimulatedEngine engine, GuestMemory memory, BlockDecoder decoder, int arenaBytes)
     {
+        ArgumentOutOfRangeException.ThrowIfLessThan(arenaBytes, SpareBytes);
+        _arenaBytes = arenaBytes;
         _engine = engine;
         _memory = memory;
         _decoder = decoder;
         _pageCount = memory.Size / GuestMemory.PageSize;
-        _arena = (byte*)NativeMemory.AlignedAlloc(ArenaBytes, 64);
+        _arena = (byte*)NativeMemory.AlignedAlloc((nuint)arenaBytes, 64);
         _buckets = (Block**)NativeMemory.AllocZeroed(BucketCount, (nuint)sizeof(Block*));
         _pages = (CodePage*)NativeMemory.AllocZeroed((nuint)_pageCount, (nuint)sizeof(CodePage));
         _cursor = _arena;
@@ -94,7 +99,7 @@ internal sealed unsafe class BlockCache : IDisposable
 
     private Op* Decode(ulong rip, ulong physical)
     {
-        if (_cursor + SpareBytes > _arena + ArenaBytes)
+        if (_cursor + SpareBytes > _arena + _arenaBytes)
         {
             Clear();
         }
@@ -194,21 +199,25 @@ internal sealed unsafe class BlockCache : IDisposable
         while (*link is not null)
         {
             Block* block = *link;
-            bool isSecond = block->SecondPhysical >> 12 == page && block->Physical >> 12 != page;
-            ulong codeStart = isSecond ? block->SecondPhysical : block->Physical;
-            ulong inFirst = GuestMemory.PageSize - (block->Physical & 0xFFF);
-            ulong codeLength = isSecond
-                ? Math.Max(1, (ulong)block->Length - inFirst)
-                : Math.Min((ulong)block->Length, inFirst);
-            Block** next = isSecond ? &block->NextInSecondPage : &block->NextInFirstPage;
-            if (block->Dead != 0 || (codeStart < end && start < codeStart + codeLength))
+            bool inFirst = block->Physical >> 12 == page;
+            Block** next = inFirst ? &block->NextInFirstPage : &block->NextInSecondPage;
+            ulong firstLength = Math.Min((ulong)block->Length, GuestMemory.PageSize - (block->Physical & 0xFFF));
+            ulong secondLength = Math.Max(1, (ulong)block->Length - firstLength);
+            // Both may hold: two linear pages can be the same physical one.
+            bool inSecond = block->SecondPhysical >> 12 == page;
+            if (
+                block->Dead != 0
+                || (inFirst && Overlap(block->Physical, firstLength, start, end))
+                || (inSecond && Overlap(block->SecondPhysical, secondLength, start, end))
+            )
             {
                 Kill(block);
                 *link = *next;
             }
             else
             {
-                chunks |= ChunksOf(codeStart & 0xFFF, codeLength);
+                chunks |= inFirst ? ChunksOf(block->Physical & 0xFFF, firstLength) : 0;
+                chunks |= inSecond ? ChunksOf(0, secondLength) : 0;
                 link = next;
             }
         }
@@ -220,6 +229,9 @@ internal sealed unsafe class BlockCache : IDisposable
             _codePages.Remove(page);
         }
     }
+
+    private static bool Overlap(ulong codeStart, ulong codeLength, ulong start, ulong end) =>
+        codeStart < end && start < codeStart + codeLength;
 
     private void Kill(Block* block)
     {

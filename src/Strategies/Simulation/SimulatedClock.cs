@@ -21,11 +21,15 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     /// <inheritdoc/>
     public void ChargeEmulation(TrapReason reason)
     {
-        // A measurement port is the experimenter's, not the machine's: a region holds the guest's own cycles only.
-        if (reason == TrapReason.RegionMarker)
+        switch (reason)
         {
-            _entryIsFree = true;
-            return;
+            // A measurement port is the experimenter's, not the machine's: a region holds the guest's own cycles only.
+            case TrapReason.RegionMarker:
+                _entryIsFree = true;
+                return;
+            // When a kick comes is the host's affair: the cycles of a guest must not depend on it.
+            case TrapReason.Kick:
+                return;
         }
 
         _machine->Cycles += (ulong)profile.EmulationCycles;
@@ -43,9 +47,15 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     }
 
     /// <summary>Adds the world switch out of the guest.</summary>
-    public void ChargeExit(bool isMarker)
+    /// <param name="reason">Why the guest was left. A kick is free, and so is the entry after it.</param>
+    /// <param name="isMarker">A write to a measurement port.</param>
+    public void ChargeExit(VmExitReason reason, bool isMarker)
     {
-        if (!isMarker)
+        if (reason == VmExitReason.Interrupted)
+        {
+            _entryIsFree = true;
+        }
+        else if (!isMarker)
         {
             _machine->Cycles += (ulong)profile.ExitCycles;
         }

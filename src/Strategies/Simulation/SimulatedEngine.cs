@@ -34,7 +34,14 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     /// <param name="memory">Its memory.</param>
     /// <param name="profile">What things cost.</param>
     /// <param name="native">True for <c>simulated-native</c>: RDTSC executes, TLB misses walk the guest's tables.</param>
-    public SimulatedEngine(VirtualCpu cpu, GuestMemory memory, CostProfile profile, bool native)
+    /// <param name="arenaBytes">Room for decoded code.</param>
+    public SimulatedEngine(
+        VirtualCpu cpu,
+        GuestMemory memory,
+        CostProfile profile,
+        bool native,
+        int arenaBytes = BlockCache.DefaultArenaBytes
+    )
     {
         _cpu = cpu;
         _memory = memory;
@@ -52,7 +59,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         _machine->Host = profile.Host.ToSelectors();
         _clock = new SimulatedClock(_machine, profile);
         _decoder = new BlockDecoder(profile, native);
-        Blocks = new BlockCache(this, memory, _decoder);
+        Blocks = new BlockCache(this, memory, _decoder, arenaBytes);
         _view = _kernel;
         RenewEpochs();
         memory.WriteObserver = this;
@@ -110,7 +117,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             }
         }
 
-        _clock.ChargeExit(m->Exit.FreeMarker != 0);
+        _clock.ChargeExit(reason, m->Exit.FreeMarker != 0);
         return new VmExit(
             reason,
             m->Exit.Vector,

@@ -1,4 +1,5 @@
 using Iced.Intel;
+using VirtBench.Strategies.Simulation;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
@@ -412,6 +413,285 @@ public sealed class MemoryAndCodeTests
             {
                 at += 4096 - 31;
             }
+        }
+    }
+
+    [Fact]
+    public void A_full_block_cache_changes_neither_results_nor_cycles()
+    {
+        static (ulong Sum, ulong Flags, ulong Cycles, ulong Generation) Outcome(int arenaBytes)
+        {
+            using var guest = new SimulatedGuest(arenaBytes: arenaBytes);
+            guest.RunToHalt(a =>
+            {
+                Label loop = a.CreateLabel();
+                Label function = a.CreateLabel();
+                Label end = a.CreateLabel();
+                a.xor(eax, eax);
+                a.mov(ebx, 40);
+                a.Label(ref loop);
+                for (int i = 0; i < 60; i++)
+                {
+                    // Direct and conditional branches both ways, calls, returns: every kind of link into what is dropped.
+                    Label skip = a.CreateLabel();
+                    a.add(rax, i + 3);
+                    a.test(eax, 1 << (i % 8));
+                    a.jnz(skip);
+                    a.call(function);
+                    a.Label(ref skip);
+                    a.rol(rax, 5);
+                }
+
+                a.dec(ebx);
+                a.jnz(loop);
+                a.jmp(end);
+                a.Label(ref function);
+                a.imul(rax, rax, 0x2F);
+                a.ret();
+                a.Label(ref end);
+                a.cmp(rax, rbx);
+            });
+            return (
+                guest.Cpu.Rax,
+                guest.Cpu.Rflags,
+                guest.Engine.Clock.Ticks,
+                ((SimulatedEngine)guest.Engine).Blocks.Generation
+            );
+        }
+
+        (ulong sum, ulong flags, ulong cycles, ulong never) = Outcome(BlockCache.DefaultArenaBytes);
+        Assert.Equal(0UL, never);
+        foreach (int arenaBytes in (int[])[12_288, 14_000, 16_384, 20_000, 24_000])
+        {
+            (ulong s, ulong f, ulong c, ulong generation) = Outcome(arenaBytes);
+            Assert.Equal((sum, flags, cycles), (s, f, c));
+            Assert.True(generation > 10, $"{arenaBytes} bytes: only {generation} times full");
+        }
+    }
+
+    [Fact]
+    public void Kicks_cost_the_guest_no_cycles()
+    {
+        static ulong Cycles(bool kicked)
+        {
+            using var guest = new SimulatedGuest();
+            guest.Load(a =>
+            {
+                for (int i = 0; i < 5; i++)
+                {
+                    a.mov(edi, (uint)Data);
+                    a.mov(ecx, 100);
+                    a.rep.stosb();
+                    a.cli();
+                }
+
+                a.hlt();
+            });
+            for (; ; )
+            {
+                for (int i = 0; kicked && i < 3; i++)
+                {
+                    guest.Engine.Kick();
+                    Assert.Equal(VmExitReason.Interrupted, guest.Run().Reason);
+                    guest.Engine.Clock.ChargeEmulation(TrapReason.Kick);
+                }
+
+                Assert.Equal(VmExitReason.PrivilegedInstruction, guest.Run().Reason);
+                guest.Engine.Clock.ChargeEmulation(TrapReason.InterruptFlag);
+                if (guest.Memory.Read<byte>(guest.Cpu.Rip++) == 0xF4)
+                {
+                    return guest.Engine.Clock.Ticks;
+                }
+            }
+        }
+
+        Assert.Equal(Cycles(kicked: false), Cycles(kicked: true));
+    }
+
+    [Fact]
+    public async Task Kicks_at_any_moment_change_neither_results_nor_cycles()
+    {
+        static void Load(SimulatedGuest guest) =>
+            guest.Load(a =>
+            {
+                Label loop = a.CreateLabel();
+                a.xor(eax, eax);
+                a.mov(ebx, 2000);
+                a.Label(ref loop);
+                a.mov(edi, (uint)Data);
+                a.mov(ecx, 500);
+                a.rep.stosb();
+                a.adc(rax, rbx);
+                a.rol(rax, 7);
+                a.dec(ebx);
+                a.jnz(loop);
+                a.hlt();
+            });
+
+        static void RunOn(SimulatedGuest guest)
+        {
+            while (guest.Run().Reason == VmExitReason.Interrupted)
+            {
+                guest.Engine.Clock.ChargeEmulation(TrapReason.Kick);
+            }
+        }
+
+        using var quiet = new SimulatedGuest();
+        Load(quiet);
+        RunOn(quiet);
+        using var kicked = new SimulatedGuest();
+        Load(kicked);
+        bool done = false;
+        Task kicks = Task.Run(
+            () =>
+            {
+                while (!Volatile.Read(ref done))
+                {
+                    kicked.Engine.Kick();
+                }
+            },
+            TestContext.Current.CancellationToken
+        );
+        RunOn(kicked);
+        Volatile.Write(ref done, true);
+        await kicks;
+        Assert.Equal(quiet.Cpu.Rax, kicked.Cpu.Rax);
+        Assert.Equal(quiet.Cpu.Rflags, kicked.Cpu.Rflags);
+        Assert.Equal(quiet.Engine.Clock.Ticks, kicked.Engine.Clock.Ticks);
+    }
+
+    [Fact]
+    public void An_instruction_that_crosses_into_its_own_page_again_can_change_at_both_ends()
+    {
+        using var guest = new SimulatedGuest(pageBits: 0);
+        // Both linear pages are one physical page, so the immediate's upper half lies at the page's start.
+        const ulong page = Code + 0x1000;
+        guest.Memory.Write(SimulatedGuest.PteOf(page + 0x1000), page | Pte.Present | Pte.Writable | Pte.User);
+        const ulong at = page + 0xFFD;
+        guest.Memory.Write(at, [0xB8, 0x44, 0x33]);
+        guest.Memory.Write(page, [0x22, 0x11, 0xF4]);
+        foreach (ulong written in (ulong[])[page + 1, at + 1, page])
+        {
+            guest.Cpu.Rip = at;
+            _ = guest.Run();
+            Assert.Equal(Expected(), guest.Cpu.Rax);
+            guest.Memory.Write(written, (byte)0x99);
+            guest.Cpu.Rip = at;
+            _ = guest.Run();
+            Assert.Equal(Expected(), guest.Cpu.Rax);
+        }
+
+        ulong Expected() => guest.Memory.Read<ushort>(at + 1) | ((ulong)guest.Memory.Read<ushort>(page) << 16);
+    }
+
+    private static readonly Action<Assembler>[] WaysToLeave =
+    [
+        a => a.mov(rax, __[r13]),
+        a => a.mov(__[r13], rax),
+        a => a.xadd(__[r13], rax),
+        a => a.div(r12),
+        a => a.idiv(r12d),
+        a => a.push(__qword_ptr[r13]),
+        a => a.movaps(xmm0, __[r11 + 1]),
+        a => a.cmpxchg16b(__[r11 + 8]),
+        a => a.rep.movsb(),
+        a => a.popfq(),
+        a => a.ldmxcsr(__[r13]),
+        a => a.ud2(),
+        a => a.@int(0x80),
+        a => a.mov(ss, r12w),
+        a => a.syscall(),
+        a => a.jmp(__qword_ptr[r13]),
+        a => a.call(__qword_ptr[r13]),
+        a => a.leave(),
+    ];
+
+    private static readonly Action<Assembler>[] FlagWriters =
+    [
+        a => a.add(rax, rbx),
+        a => a.sub(eax, 77),
+        a => a.xor(rbx, rax),
+        a => a.and(ebx, 0x55AA),
+        a => a.or(rbx, -3),
+        a => a.shl(rax, 3),
+        a => a.shr(ebx, 5),
+        a => a.rol(rax, 9),
+        a => a.ror(ebx, 1),
+        a => a.inc(rbx),
+        a => a.dec(ax),
+        a => a.neg(rbx),
+        a => a.adc(rax, rbx),
+        a => a.sbb(ebx, eax),
+        a => a.imul(rbx, rax),
+        a => a.cmp(rax, rbx),
+        a => a.test(al, bl),
+        a => a.cmc(),
+        a => a.bt(rax, 17),
+        a => a.lea(rbx, __[rax + rbx * 2]),
+    ];
+
+    /// <summary>Flags that a later instruction of the block overwrites must be there all the same when it is left before.</summary>
+    [Fact]
+    public void Flags_are_whole_at_every_way_out_of_the_middle_of_a_block()
+    {
+        var random = new Random(11);
+        using var guest = new SimulatedGuest();
+        for (int way = 0; way < WaysToLeave.Length; way++)
+        {
+            for (int n = 0; n < 60; n++)
+            {
+                int[] before = [.. Enumerable.Range(0, 6).Select(_ => random.Next(FlagWriters.Length))];
+                ulong rax = (ulong)random.NextInt64();
+                ulong expected = FlagsAfter(before, null, rax);
+                ulong actual = FlagsAfter(before, WaysToLeave[way], rax);
+                Assert.True(
+                    expected == actual,
+                    $"way {way} after {string.Join(',', before)}: {actual:X}, not {expected:X}"
+                );
+            }
+        }
+
+        ulong FlagsAfter(int[] before, Action<Assembler>? leave, ulong rax)
+        {
+            guest.Load(a =>
+            {
+                foreach (int writer in before)
+                {
+                    FlagWriters[writer](a);
+                }
+
+                leave?.Invoke(a);
+                a.xor(edx, edx);
+                a.add(rdx, 1);
+                a.hlt();
+            });
+            if (leave is null)
+            {
+                // The same block, cut by an exit that nothing can hide.
+                guest.Load(a =>
+                {
+                    foreach (int writer in before)
+                    {
+                        FlagWriters[writer](a);
+                    }
+
+                    a.hlt();
+                });
+            }
+
+            guest.Cpu.Rip = Code;
+            guest.Cpu.Rax = rax;
+            guest.Cpu[Gpr.Rbx] = rax * 0x9E37_79B9_7F4A_7C15;
+            guest.Cpu[Gpr.Rcx] = 1;
+            guest.Cpu[Gpr.Rdx] = 7;
+            guest.Cpu[12] = 0;
+            guest.Cpu[11] = Data;
+            guest.Cpu[13] = guest.Cpu[Gpr.Rsi] = guest.Cpu[Gpr.Rdi] = guest.Cpu[Gpr.Rbp] = 1UL << 40;
+            guest.Cpu.Rsp = 1UL << 40;
+            guest.Cpu.Rflags = Rflags.AlwaysSet | Rflags.Cf | Rflags.Of | Rflags.Zf | Rflags.Af;
+            Assert.NotEqual(VmExitReason.Failed, guest.Run().Reason);
+            Assert.NotEqual(1UL, guest.Cpu[Gpr.Rdx]);
+            return guest.Cpu.Rflags;
         }
     }
 

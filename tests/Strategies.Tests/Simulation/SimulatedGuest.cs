@@ -15,14 +15,21 @@ internal sealed unsafe class SimulatedGuest : IDisposable
     public const ulong DataStart = 0x20_0000;
     public const ulong StackTop = 0x30_0000;
 
-    public SimulatedGuest(bool native = false, CostProfile? profile = null, ulong pageBits = Pte.Large)
+    public SimulatedGuest(
+        bool native = false,
+        CostProfile? profile = null,
+        ulong pageBits = Pte.Large,
+        int? arenaBytes = null
+    )
     {
         Memory = new GuestMemory(RamSize);
         Cpu = new VirtualCpu();
         Strategy strategy = native
             ? new SimulatedNativeStrategy(profile)
             : new SimulatedTrapAndEmulateStrategy(profile);
-        Engine = strategy.CreateEngine(Cpu, Memory);
+        Engine = arenaBytes is { } bytes
+            ? new SimulatedEngine(Cpu, Memory, profile ?? CostProfile.Textbook, native, bytes)
+            : strategy.CreateEngine(Cpu, Memory);
         MapIdentity(pageBits);
         Cpu.Cr3 = Tables;
         Cpu.Rsp = StackTop;
