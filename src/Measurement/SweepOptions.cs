@@ -31,8 +31,8 @@ public sealed record SweepOptions
     public bool Strict { get; init; }
 
     /// <summary>
-    /// Units of a sample whose time is computed. The two region markers cost such a sample the same few thousand cycles
-    /// whatever its units, which at 200 units of 20,000 instructions is less than 0.1 % of t0 and nothing of Δt.
+    /// Units of a sample whose time is computed: every unit costs the same cycles, so few will do. What is left of the program
+    /// around the markers is below 0.1 % of 200 units of 20,000 instructions.
     /// </summary>
     public long ComputedUnits { get; init; } = 200;
 

@@ -96,50 +96,24 @@ internal static class ThroughputFigure
         if (lines.Count > 0)
         {
             layers.Add(
-                new JsonObject
-                {
-                    ["data"] = VegaLite.Data(
-                        lines.SelectMany(fit =>
-                        {
-                            var model = fit.Model!.Value;
-                            return new[] { 0, model.MaximumTrapsPerWallSecond }.Select(n => new JsonObject
-                            {
-                                [VegaLite.StrategyField] = labels[fit.Strategy],
-                                ["n"] = n,
-                                ["units_per_second"] = model.UnitsPerSecondAtWallRate(n),
-                            });
-                        })
-                    ),
-                    ["mark"] = new JsonObject
+                VegaLite.Lines(
+                    lines.SelectMany(fit =>
                     {
-                        ["type"] = "line",
-                        ["strokeWidth"] = 1.4,
-                        ["clip"] = true,
-                    },
-                    ["encoding"] = VegaLite.Merge(
-                        new JsonObject { ["x"] = x.DeepClone(), ["y"] = y.DeepClone() },
-                        VegaLite.Encoding(legend, "stroke", "strokeDash")
-                    ),
-                }
+                        var model = fit.Model!.Value;
+                        return new[] { 0, model.MaximumTrapsPerWallSecond }.Select(n => new JsonObject
+                        {
+                            [VegaLite.StrategyField] = labels[fit.Strategy],
+                            ["n"] = n,
+                            ["units_per_second"] = model.UnitsPerSecondAtWallRate(n),
+                        });
+                    }),
+                    x,
+                    y,
+                    legend
+                )
             );
         }
-        layers.Add(
-            new JsonObject
-            {
-                ["data"] = VegaLite.Data(points),
-                ["mark"] = new JsonObject
-                {
-                    ["type"] = "point",
-                    ["size"] = 34,
-                    ["strokeWidth"] = 1.2,
-                    ["opacity"] = 0.85,
-                },
-                ["encoding"] = VegaLite.Merge(
-                    new JsonObject { ["x"] = x, ["y"] = y },
-                    VegaLite.Encoding(legend, "stroke", "fill", "shape")
-                ),
-            }
-        );
+        layers.Add(VegaLite.Samples(points, x, y, legend));
         return new JsonObject
         {
             ["width"] = width,

@@ -68,54 +68,33 @@ internal static class UnitTimeFigure
         if (lines.Count > 0)
         {
             layers.Add(
-                new JsonObject
-                {
-                    ["data"] = VegaLite.Data(
-                        lines.SelectMany(fit =>
-                            new[] { 0, fit.Densities[^1].TrapsPerUnit }.Select(k => new JsonObject
-                            {
-                                [VegaLite.StrategyField] = labels[fit.Strategy],
-                                ["k"] = k,
-                                ["time_per_unit"] = fit.UnitNanosecondsAt(k)!.Value.Value * factor,
-                            })
-                        )
+                VegaLite.Lines(
+                    lines.SelectMany(fit =>
+                        new[] { 0, fit.Densities[^1].TrapsPerUnit }.Select(k => new JsonObject
+                        {
+                            [VegaLite.StrategyField] = labels[fit.Strategy],
+                            ["k"] = k,
+                            ["time_per_unit"] = fit.UnitNanosecondsAt(k)!.Value.Value * factor,
+                        })
                     ),
-                    ["mark"] = new JsonObject
-                    {
-                        ["type"] = "line",
-                        ["strokeWidth"] = 1.4,
-                        ["clip"] = true,
-                    },
-                    ["encoding"] = VegaLite.Merge(
-                        new JsonObject { ["x"] = x.DeepClone(), ["y"] = y.DeepClone() },
-                        VegaLite.Encoding(legend, "stroke", "strokeDash")
-                    ),
-                }
+                    x,
+                    y,
+                    legend
+                )
             );
         }
         layers.Add(
-            new JsonObject
-            {
-                ["data"] = VegaLite.Data(
-                    samples.Select(at => new JsonObject
-                    {
-                        [VegaLite.StrategyField] = labels[at.Strategy],
-                        ["k"] = at.Sample.Cell.TrapsPerUnit,
-                        ["time_per_unit"] = at.Sample.NanosecondsPerUnit * factor,
-                    })
-                ),
-                ["mark"] = new JsonObject
+            VegaLite.Samples(
+                samples.Select(at => new JsonObject
                 {
-                    ["type"] = "point",
-                    ["size"] = 34,
-                    ["strokeWidth"] = 1.2,
-                    ["opacity"] = 0.85,
-                },
-                ["encoding"] = VegaLite.Merge(
-                    new JsonObject { ["x"] = x, ["y"] = y },
-                    VegaLite.Encoding(legend, "stroke", "fill", "shape")
-                ),
-            }
+                    [VegaLite.StrategyField] = labels[at.Strategy],
+                    ["k"] = at.Sample.Cell.TrapsPerUnit,
+                    ["time_per_unit"] = at.Sample.NanosecondsPerUnit * factor,
+                }),
+                x,
+                y,
+                legend
+            )
         );
         return new JsonObject
         {

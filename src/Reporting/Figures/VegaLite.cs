@@ -9,6 +9,51 @@ internal static class VegaLite
 {
     public const string StrategyField = "strategy";
 
+    /// <summary>A layer of fitted lines: one row for each end of each.</summary>
+    public static JsonObject Lines(
+        IEnumerable<JsonObject> rows,
+        JsonObject x,
+        JsonObject y,
+        IReadOnlyList<LegendEntry> legend
+    ) =>
+        new()
+        {
+            ["data"] = Data(rows),
+            ["mark"] = new JsonObject
+            {
+                ["type"] = "line",
+                ["strokeWidth"] = 1.4,
+                ["clip"] = true,
+            },
+            ["encoding"] = Merge(
+                new JsonObject { ["x"] = x.DeepClone(), ["y"] = y.DeepClone() },
+                Encoding(legend, "stroke", "strokeDash")
+            ),
+        };
+
+    /// <summary>A layer of samples: one row for each point.</summary>
+    public static JsonObject Samples(
+        IEnumerable<JsonObject> rows,
+        JsonObject x,
+        JsonObject y,
+        IReadOnlyList<LegendEntry> legend
+    ) =>
+        new()
+        {
+            ["data"] = Data(rows),
+            ["mark"] = new JsonObject
+            {
+                ["type"] = "point",
+                ["size"] = 34,
+                ["strokeWidth"] = 1.2,
+                ["opacity"] = 0.85,
+            },
+            ["encoding"] = Merge(
+                new JsonObject { ["x"] = x.DeepClone(), ["y"] = y.DeepClone() },
+                Encoding(legend, "stroke", "fill", "shape")
+            ),
+        };
+
     /// <summary>A whole specification around its views.</summary>
     public static JsonObject Document(string title, string subtitle, string description, JsonObject views)
     {
