@@ -1,5 +1,6 @@
 using System.Globalization;
 using VirtBench.Strategies;
+using VirtBench.Strategies.Simulation;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli;
@@ -8,22 +9,41 @@ namespace VirtBench.Cli;
 internal static class Choice
 {
     /// <summary>The strategies named, or all when the option is left out.</summary>
-    public static IReadOnlyList<Strategy> Strategies(string[] words) =>
-        Of(words, StrategyCatalog.All, strategy => strategy.Id, "strategy", "strategies");
+    public static IReadOnlyList<Strategy> Strategies(string[] words, CostProfile? profile = null) =>
+        Of(
+            words,
+            profile is null ? StrategyCatalog.All : StrategyCatalog.With(profile),
+            strategy => strategy.Id,
+            "strategy",
+            "strategies"
+        );
 
     /// <summary>The workloads named, or all when the option is left out.</summary>
     public static IReadOnlyList<Workload> Workloads(string[] words) =>
         Of(words, WorkloadCatalog.All, workload => workload.Id, "workload", "workloads");
 
     /// <summary>One strategy that this host can run.</summary>
-    public static Strategy AvailableStrategy(string word)
+    public static Strategy AvailableStrategy(string word, CostProfile? profile = null)
     {
-        Strategy strategy = Strategies([word]) is [var only]
+        Strategy strategy = Strategies([word], profile) is [var only]
             ? only
             : throw new UsageException($"--strategy {word}: give one strategy, a guest runs under one at a time");
         return strategy.UnavailableReason() is { } reason
             ? throw new JobException($"strategy {strategy.Id} is not available here: {reason}", ExitCode.GuestNotRun)
             : strategy;
+    }
+
+    /// <summary>The cost profile in this file, or null when none was given.</summary>
+    public static CostProfile? Profile(string? file)
+    {
+        try
+        {
+            return file is null ? null : CostProfile.Load(file);
+        }
+        catch (CostProfileException e)
+        {
+            throw new UsageException($"--cost-profile: {e.Message}");
+        }
     }
 
     /// <summary>Trap densities: whole numbers, ascending, the control among them.</summary>

@@ -10,6 +10,9 @@ internal static class CommonOptions
 {
     public static Option<bool> Json() => new("--json") { Description = "Print one JSON object instead of text" };
 
+    public static Option<string> CostProfile() =>
+        Path("--cost-profile", "Cost profile of the simulated strategies; textbook when left out", "FILE.json");
+
     public static Option<bool> Strict() =>
         new("--strict") { Description = "End a guest that touches a port or an address that nothing answers" };
 

@@ -2,6 +2,7 @@ using System.Reflection;
 using VirtBench.Measurement;
 using VirtBench.Reporting.Runs;
 using VirtBench.Strategies;
+using VirtBench.Strategies.Simulation;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 using VirtBench.Workloads;
@@ -37,9 +38,15 @@ public sealed class RunSession
     /// <param name="options">What to measure.</param>
     /// <param name="resultsFolder">Where run directories go.</param>
     /// <param name="command">The command line that reproduces the run.</param>
+    /// <param name="costProfile">The cost profile's file as read, to be kept in the directory; null for textbook.</param>
     /// <exception cref="RunDirectoryException">The directory cannot be written.</exception>
     /// <exception cref="ArgumentOutOfRangeException">A density or filler does not fit a workload.</exception>
-    public static RunSession Start(SweepOptions options, string resultsFolder, string command)
+    public static RunSession Start(
+        SweepOptions options,
+        string resultsFolder,
+        string command,
+        byte[]? costProfile = null
+    )
     {
         var sweep = new Sweep(options);
         HostEnvironment environment = EnvironmentCapture.Capture();
@@ -50,6 +57,11 @@ public sealed class RunSession
             Describe(options, sweep, command, environment),
             environment
         );
+        if (costProfile is not null)
+        {
+            directory.Write(RunDirectory.CostProfileFile, costProfile);
+        }
+
         return new RunSession(sweep, directory);
     }
 
@@ -61,12 +73,18 @@ public sealed class RunSession
     {
         RunDirectory directory = RunDirectory.Open(path);
         RunDescription run = directory.Manifest.Run;
+        IReadOnlyList<Strategy> strategies = Strategies(directory);
         IEnumerable<Cell> cells = run.Order.SelectMany(round => round);
         SweepProfile basis = SweepProfile.Find(run.Profile ?? "") ?? SweepProfile.Quick;
         var sweep = new Sweep(
             new SweepOptions
             {
-                Strategies = [.. run.Strategies.Select(entry => Known(StrategyCatalog.Find(entry.Id), entry.Id, path))],
+                Strategies =
+                [
+                    .. run.Strategies.Select(entry =>
+                        Known(strategies.FirstOrDefault(strategy => strategy.Id == entry.Id), entry.Id, path)
+                    ),
+                ],
                 Workloads = [.. run.Workloads.Select(entry => Known(WorkloadCatalog.Find(entry.Id), entry.Id, path))],
                 Profile = basis with
                 {
@@ -146,6 +164,20 @@ public sealed class RunSession
         }
 
         return new SessionOutcome(result, ReportWriter.Write(Directory));
+    }
+
+    /// <summary>The strategies as the run has them: simulated ones with the cost profile that lies in its directory.</summary>
+    private static IReadOnlyList<Strategy> Strategies(RunDirectory directory)
+    {
+        string file = directory.At(RunDirectory.CostProfileFile);
+        try
+        {
+            return File.Exists(file) ? StrategyCatalog.With(CostProfile.Load(file)) : StrategyCatalog.All;
+        }
+        catch (CostProfileException e)
+        {
+            throw new RunDirectoryException(e.Message, e);
+        }
     }
 
     private static T Known<T>(T? found, string id, string path)

@@ -7,13 +7,16 @@ namespace VirtBench.Strategies;
 public static class StrategyCatalog
 {
     /// <summary>All of them, whether this host can run them or not.</summary>
-    public static IReadOnlyList<Strategy> All { get; } =
-    [
-        new NativeStrategy(),
-        new TrapAndEmulateStrategy(),
-        new SimulatedNativeStrategy(),
-        new SimulatedTrapAndEmulateStrategy(),
-    ];
+    public static IReadOnlyList<Strategy> All { get; } = With(CostProfile.Textbook);
+
+    /// <summary>All of them, the simulated ones with this cost profile.</summary>
+    public static IReadOnlyList<Strategy> With(CostProfile profile) =>
+        [
+            new NativeStrategy(),
+            new TrapAndEmulateStrategy(),
+            new SimulatedNativeStrategy(profile),
+            new SimulatedTrapAndEmulateStrategy(profile),
+        ];
 
     /// <summary>The strategy with this id, or null.</summary>
     public static Strategy? Find(string id) => All.FirstOrDefault(strategy => strategy.Id == id);

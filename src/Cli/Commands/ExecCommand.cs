@@ -50,6 +50,7 @@ internal static class ExecCommand
     public static Command Create(Terminal terminal)
     {
         Option<bool> json = CommonOptions.Json();
+        Option<string> costs = CommonOptions.CostProfile();
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command(
             "exec",
@@ -61,6 +62,7 @@ internal static class ExecCommand
             Ram,
             Parameters,
             Timeout,
+            costs,
             strict,
             json,
         };
@@ -88,7 +90,7 @@ internal static class ExecCommand
             return Execute(
                 terminal,
                 parsed.GetValue(Guest)!,
-                parsed.GetValue(StrategyId)!,
+                Choice.AvailableStrategy(parsed.GetValue(StrategyId)!, Choice.Profile(parsed.GetValue(costs))),
                 options,
                 parsed.GetValue(json)
             );
@@ -96,7 +98,7 @@ internal static class ExecCommand
         return command;
     }
 
-    private static int Execute(Terminal terminal, string file, string strategyId, GuestRunOptions options, bool json)
+    private static int Execute(Terminal terminal, string file, Strategy strategy, GuestRunOptions options, bool json)
     {
         if (options.Parameters.Count > BootOptions.MaximumParameters)
         {
@@ -105,7 +107,6 @@ internal static class ExecCommand
             );
         }
 
-        Strategy strategy = Choice.AvailableStrategy(strategyId);
         using var cancellation = new CancellationTokenSource();
         using IDisposable interrupt = Terminal.CancelOnInterrupt(cancellation);
         GuestRunResult result;

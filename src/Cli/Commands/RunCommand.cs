@@ -35,6 +35,7 @@ internal static class RunCommand
         Option<string> output = CommonOptions.Path("--out", "Folder that run directories go into", "DIR");
         output.DefaultValueFactory = _ => "results";
         Option<string> resume = CommonOptions.Path("--resume", "Go on with an interrupted run", "RUN");
+        Option<string> costs = CommonOptions.CostProfile();
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command("run", "Measure, fit, draw and report: the main job")
         {
@@ -46,13 +47,14 @@ internal static class RunCommand
             seed,
             output,
             resume,
+            costs,
             strict,
         };
         command.SetAction(parsed =>
         {
             if (parsed.GetValue(resume) is { } run)
             {
-                RefuseBeside(parsed, profile, strategies, workloads, densities, rounds, seed, output, strict);
+                RefuseBeside(parsed, profile, strategies, workloads, densities, rounds, seed, output, costs, strict);
                 return Execute(terminal, () => RunSession.Resume(run));
             }
 
@@ -60,7 +62,7 @@ internal static class RunCommand
             SweepProfile chosen = Profile(parsed.GetValue(profile)!, ks, Given(parsed, rounds));
             var options = new SweepOptions
             {
-                Strategies = Choice.Strategies(parsed.GetValue(strategies)!),
+                Strategies = Choice.Strategies(parsed.GetValue(strategies)!, Choice.Profile(parsed.GetValue(costs))),
                 Workloads = Choice.Workloads(parsed.GetValue(workloads)!),
                 Profile = chosen,
                 Seed = Given(parsed, seed) ?? (ulong)Random.Shared.NextInt64(1, 1L << 32),
@@ -78,7 +80,13 @@ internal static class RunCommand
 
             return Execute(
                 terminal,
-                () => RunSession.Start(options, parsed.GetValue(output)!, CommandText(options, ks.Length > 0))
+                () =>
+                    RunSession.Start(
+                        options,
+                        parsed.GetValue(output)!,
+                        CommandText(options, ks.Length > 0, parsed.GetValue(costs)),
+                        parsed.GetValue(costs) is { } file ? File.ReadAllBytes(file) : null
+                    )
             );
         });
         return command;
@@ -121,7 +129,7 @@ internal static class RunCommand
     }
 
     /// <summary>The command line that measures the same again, in the same order.</summary>
-    private static string CommandText(SweepOptions options, bool withDensities) =>
+    private static string CommandText(SweepOptions options, bool withDensities, string? costProfile) =>
         string.Join(
             ' ',
             "./virtbench run",
@@ -132,6 +140,7 @@ internal static class RunCommand
             $"--seed {options.Seed}"
         )
         + (withDensities ? $" --traps-per-unit {string.Join(',', options.Profile.Densities)}" : "")
+        + (costProfile is null ? "" : $" --cost-profile {Quoted(costProfile)}")
         + (options.Strict ? " --strict" : "");
 
     private static int Execute(Terminal terminal, Func<RunSession> open)

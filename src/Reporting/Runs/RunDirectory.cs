@@ -29,6 +29,7 @@ public sealed class RunDirectory
         ExitsFile = "exits.csv",
         FitsFile = "fits.csv",
         FiguresFolder = "figures",
+        CostProfileFile = "cost-profile.json",
         HtmlReportFile = "report.html",
         MarkdownReportFile = "report.md";
 
