@@ -24,6 +24,7 @@ public sealed class MeasurementPorts : IIoDevice
     /// <summary>Most regions kept: a hostile guest must not eat the host's memory.</summary>
     public const int MaximumRegions = 4096;
 
+    private readonly IExecutionEngine _engine;
     private readonly IEngineClock _clock;
     private readonly TrapLedger _ledger;
     private readonly VirtualCpu _cpu;
@@ -32,14 +33,16 @@ public sealed class MeasurementPorts : IIoDevice
     private uint _id;
     private uint _unitsHigh;
     private LedgerSnapshot? _before;
+    private KernelStatistics? _kernelBefore;
     private ulong _ticksBefore;
     private double _startNanoseconds;
 
     /// <summary>Creates the device for one VM.</summary>
-    public MeasurementPorts(VirtualCpu cpu, IEngineClock clock, TrapLedger ledger)
+    public MeasurementPorts(VirtualCpu cpu, IExecutionEngine engine, TrapLedger ledger)
     {
         _cpu = cpu;
-        _clock = clock;
+        _engine = engine;
+        _clock = engine.Clock;
         _ledger = ledger;
     }
 
@@ -62,6 +65,7 @@ public sealed class MeasurementPorts : IIoDevice
                 _id = value;
                 _unitsHigh = 0;
                 _before = _ledger.Snapshot();
+                _kernelBefore = _engine.KernelStatistics();
                 // The last things read, so that the VMM's own work before it is not the region's.
                 _ticksBefore = _clock.Ticks;
                 _startNanoseconds = _clock.Nanoseconds;
@@ -86,7 +90,8 @@ public sealed class MeasurementPorts : IIoDevice
                         ((ulong)_unitsHigh << 32) | value,
                         end - _startNanoseconds,
                         ticks - _ticksBefore,
-                        _ledger.Snapshot().Since(_before!)
+                        _ledger.Snapshot().Since(_before!),
+                        _kernelBefore is { } kernel ? _engine.KernelStatistics()!.Since(kernel) : null
                     )
                 );
                 break;

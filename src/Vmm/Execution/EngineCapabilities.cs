@@ -17,6 +17,24 @@ public sealed record EngineCapabilities
     /// <summary>Guest ring-0 instructions exit or fault as on a deprivileged CPU; false when they simply execute.</summary>
     public bool TrapsPrivilegedInstructions { get; init; }
 
+    /// <summary>
+    /// Events are delivered by the hardware: the core hands them to <see cref="IExecutionEngine.Inject"/> instead of walking
+    /// the guest's IDT itself.
+    /// </summary>
+    public bool DeliversEvents { get; init; }
+
+    /// <summary>
+    /// How guest-physical memory is reached where the host's virtualization hardware or kernel does it ("nested paging
+    /// (NPT)", "shadow paging by KVM"); null where the core's own shadow page tables do.
+    /// </summary>
+    public string? Paging { get; init; }
+
+    /// <summary>
+    /// Names of the counters that <see cref="IExecutionEngine.ReadKernelStatistics"/> reads: what the host's kernel counts
+    /// of this vCPU, exits that it handles itself included. Empty where there is no such account.
+    /// </summary>
+    public IReadOnlyList<string> KernelStatistics { get; init; } = [];
+
     /// <summary>Lowest linear address a guest may map, in bytes.</summary>
     public ulong LowestAddress { get; init; }
 

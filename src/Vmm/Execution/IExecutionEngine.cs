@@ -32,9 +32,14 @@ public interface IExecutionEngine : IDisposable
     /// <summary>
     /// VM entry … VM exit. On entry the general registers, RIP and RFLAGS of the CPU block are the guest's; on return
     /// they are again (RFLAGS keeps the core's virtual <see cref="Rflags.Privileged"/> bits). There is no pending event on
-    /// entry: the core has delivered it. The interrupt shadow is the core's to keep.
+    /// entry: the core has delivered or injected it. The interrupt shadow is the core's to keep, unless the engine delivers
+    /// events.
     /// </summary>
-    /// <returns>Never a reason of which the guest has seen half: every exit leaves the guest between two instructions.</returns>
+    /// <returns>
+    /// Never a reason of which the guest has seen half: every exit leaves the guest between two instructions, but for
+    /// <see cref="VmExitReason.PortIo"/> and <see cref="VmExitReason.Mmio"/>, which the next entry or
+    /// <see cref="SaveLazyState"/> completes.
+    /// </returns>
     VmExit Run();
 
     /// <summary>
@@ -60,11 +65,44 @@ public interface IExecutionEngine : IDisposable
     /// <summary>INVLPG: the mapping of the page that holds this linear address is no longer valid.</summary>
     void InvalidatePage(ulong address);
 
-    /// <summary>Brings state that the engine holds lazily (x87, MXCSR and XMM; FS and GS base) into the CPU.</summary>
+    /// <summary>
+    /// Delivers an event at the next entry. Called only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// </summary>
+    void Inject(in GuestEvent guestEvent) => throw new NotSupportedException("this engine leaves events to the core");
+
+    /// <summary>
+    /// Brings state that the engine holds lazily into the CPU: x87, MXCSR and XMM, FS and GS base; where hardware runs the
+    /// guest's ring 0, everything but the general registers.
+    /// </summary>
     void SaveLazyState();
 
     /// <summary>The core has changed state that the engine holds lazily: take it from the CPU at the next entry.</summary>
     void LoadLazyState();
+
+    /// <summary>
+    /// Reads the counters named by <see cref="EngineCapabilities.KernelStatistics"/>, each counting from the engine's
+    /// creation.
+    /// </summary>
+    /// <param name="values">As long as the list of names.</param>
+    void ReadKernelStatistics(Span<ulong> values) { }
+}
+
+/// <summary>Convenience over the contract.</summary>
+public static class ExecutionEngineExtensions
+{
+    /// <summary>Reads the kernel's counters; null where there are none.</summary>
+    public static KernelStatistics? KernelStatistics(this IExecutionEngine engine)
+    {
+        IReadOnlyList<string> names = engine.Capabilities.KernelStatistics;
+        if (names.Count == 0)
+        {
+            return null;
+        }
+
+        ulong[] values = new ulong[names.Count];
+        engine.ReadKernelStatistics(values);
+        return new KernelStatistics(names, values);
+    }
 }
 
 /// <summary>One mapping that the guest's page tables grant.</summary>

@@ -22,6 +22,7 @@ public sealed class VirtualMachine : IDisposable
     private readonly EventDelivery _delivery;
     private readonly ExitPort _exitPort = new();
     private readonly MeasurementPorts _measurement;
+    private volatile bool _abandoned;
 
     /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
     /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
@@ -45,7 +46,7 @@ public sealed class VirtualMachine : IDisposable
         Ports = new IoBus { Strict = strict };
         AbsentMemory = new PhysicalBus { Strict = strict };
         Serial = new SerialPort();
-        _measurement = new MeasurementPorts(Cpu, _engine.Clock, Ledger);
+        _measurement = new MeasurementPorts(Cpu, _engine, Ledger);
         Ports.Attach(Serial, SerialPort.FirstPort, SerialPort.PortCount);
         Ports.Attach(_exitPort, ExitPort.Port, 1);
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
@@ -82,8 +83,12 @@ public sealed class VirtualMachine : IDisposable
 
     /// <summary>Puts an image and the boot tables into memory.</summary>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
-    public void Load(GuestImage image, BootOptions options) =>
+    public void Load(GuestImage image, BootOptions options)
+    {
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+        _engine.SwitchAddressSpace();
+        _engine.LoadLazyState();
+    }
 
     /// <summary>
     /// Runs the guest until it ends, fails, or the time is over. Runs on the calling thread; a later call goes on where a
@@ -131,7 +136,14 @@ public sealed class VirtualMachine : IDisposable
             {
                 GuestEvent pending = Cpu.PendingEvent;
                 Cpu.PendingEvent = default;
-                _delivery.Deliver(pending);
+                if (_engine.Capabilities.DeliversEvents)
+                {
+                    _engine.Inject(pending);
+                }
+                else
+                {
+                    _delivery.Deliver(pending);
+                }
             }
 
             if (Cpu.Halted)
@@ -169,6 +181,25 @@ public sealed class VirtualMachine : IDisposable
                     reason = TrapReason.SystemCall;
                     dispatched = clock.Ticks;
                     SystemCalls.Enter(Cpu);
+                    break;
+
+                case VmExitReason.PortIo:
+                    reason = HandlePortIo(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.Mmio:
+                    reason = HandleMmio(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.ModelSpecificRegister:
+                    reason = TrapReason.Msr;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.Halt:
+                    reason = TrapReason.Halt;
+                    dispatched = clock.Ticks;
+                    Cpu.Halted = true;
                     break;
 
                 case VmExitReason.Interrupted:
@@ -246,6 +277,51 @@ public sealed class VirtualMachine : IDisposable
         }
     }
 
+    /// <summary>The hardware has decoded the instruction and checked that the guest may execute it.</summary>
+    private unsafe TrapReason HandlePortIo(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        ushort port = (ushort)exit.Address;
+        bool writes = (exit.Access & PageAccess.Write) != 0;
+        dispatched = clock.Ticks;
+        byte* item = (byte*)exit.Data;
+        for (uint i = 0; i < exit.Count; i++, item += exit.Size)
+        {
+            if (writes)
+            {
+                uint value = exit.Size switch
+                {
+                    1 => *item,
+                    2 => *(ushort*)item,
+                    _ => *(uint*)item,
+                };
+                Ports.Write(port, exit.Size, value, Cpu.Rip);
+            }
+            else
+            {
+                uint value = Ports.Read(port, exit.Size, Cpu.Rip);
+                new ReadOnlySpan<byte>(&value, exit.Size).CopyTo(new Span<byte>(item, exit.Size));
+            }
+        }
+
+        return writes && MeasurementPorts.IsMeasurementPort(port) ? TrapReason.RegionMarker : TrapReason.PortIo;
+    }
+
+    private unsafe TrapReason HandleMmio(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        dispatched = clock.Ticks;
+        var data = new Span<byte>((void*)exit.Data, exit.Size);
+        if ((exit.Access & PageAccess.Write) != 0)
+        {
+            AbsentMemory.Write(exit.Address, data, Cpu.Rip);
+        }
+        else
+        {
+            AbsentMemory.Read(exit.Address, data, Cpu.Rip);
+        }
+
+        return TrapReason.Mmio;
+    }
+
     /// <summary>Hidden fault, true fault or an address without RAM: the guest's own tables decide.</summary>
     private TrapReason HandlePageFault(in VmExit exit, IEngineClock clock, out ulong dispatched)
     {
@@ -309,9 +385,23 @@ public sealed class VirtualMachine : IDisposable
         return TrapReason.Mmio;
     }
 
+    /// <summary>
+    /// Gives the VM up while a thread is still in <see cref="Run"/> and does not come back: its memory and its engine stay as
+    /// they are until the process ends, since that thread may go on using them. <see cref="Dispose"/> then does nothing.
+    /// </summary>
+    public void Abandon() => _abandoned = true;
+
+    /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
+    public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();
+
     /// <inheritdoc/>
     public void Dispose()
     {
+        if (_abandoned)
+        {
+            return;
+        }
+
         _engine.Dispose();
         Memory.Dispose();
         Cpu.Dispose();

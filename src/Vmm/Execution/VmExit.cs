@@ -30,6 +30,29 @@ public enum VmExitReason : byte
     /// <summary>SYSCALL was executed; RIP points behind the instruction.</summary>
     SystemCall,
 
+    /// <summary>
+    /// IN, OUT, INS or OUTS on port <see cref="VmExit.Address"/>, decoded by the hardware, that the guest may execute. The
+    /// core writes the <see cref="VmExit.Count"/> items at <see cref="VmExit.Data"/> to the port, or reads the port into
+    /// them; the engine completes the instruction at the next entry. Until then RIP stands at the instruction or behind
+    /// it, as the hardware has it.
+    /// </summary>
+    PortIo,
+
+    /// <summary>
+    /// A data access to guest-physical <see cref="VmExit.Address"/>, where there is no RAM: <see cref="VmExit.Size"/> bytes
+    /// at <see cref="VmExit.Data"/>, as with <see cref="PortIo"/>.
+    /// </summary>
+    Mmio,
+
+    /// <summary>
+    /// RDMSR or WRMSR of an MSR that the platform does not have, its index in <see cref="VmExit.Address"/>. The engine
+    /// raises #GP(0) at the next entry; the core only counts it.
+    /// </summary>
+    ModelSpecificRegister,
+
+    /// <summary>HLT has been executed; RIP points behind it.</summary>
+    Halt,
+
     /// <summary>The guest cannot go on under this engine; <see cref="VmExit.Message"/> says why in one line.</summary>
     Failed,
 }
@@ -38,14 +61,22 @@ public enum VmExitReason : byte
 /// <param name="Reason">Why the engine came back.</param>
 /// <param name="Vector">Exception: its vector.</param>
 /// <param name="ErrorCode">Exception or page fault: the hardware's error code where it has one.</param>
-/// <param name="Address">Page fault: the linear address.</param>
-/// <param name="Access">Page fault: what was attempted. The User bit is not set: the core knows the virtual CPL.</param>
+/// <param name="Address">Page fault: the linear address. Mmio: the guest-physical one. PortIo: the port. MSR: its index.</param>
+/// <param name="Access">
+/// Page fault, PortIo, Mmio, MSR: what was attempted. The User bit is not set: the core knows the virtual CPL.
+/// </param>
 /// <param name="Message">Failed: one line for the user.</param>
+/// <param name="Size">PortIo: bytes of one item, 1, 2 or 4. Mmio: bytes, 1 to 8.</param>
+/// <param name="Count">PortIo: items, one after the other at <paramref name="Data"/>.</param>
+/// <param name="Data">PortIo, Mmio: host address of the bytes to write, or of where the core puts what it read.</param>
 public readonly record struct VmExit(
     VmExitReason Reason,
     byte Vector = 0,
     uint ErrorCode = 0,
     ulong Address = 0,
     Memory.PageAccess Access = 0,
-    string? Message = null
+    string? Message = null,
+    byte Size = 0,
+    uint Count = 0,
+    nint Data = 0
 );
