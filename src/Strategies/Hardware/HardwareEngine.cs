@@ -40,13 +40,20 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <param name="memory">Guest RAM.</param>
     /// <param name="module">The module's name, for messages.</param>
     /// <param name="capabilities">What to say of the engine; the counters' names are put in here.</param>
+    /// <param name="without">For tests: takes away from what /dev/kvm offers.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
-    public HardwareEngine(VirtualCpu cpu, GuestMemory memory, string module, EngineCapabilities capabilities)
+    public HardwareEngine(
+        VirtualCpu cpu,
+        GuestMemory memory,
+        string module,
+        EngineCapabilities capabilities,
+        Func<KvmCapabilities, KvmCapabilities>? without = null
+    )
     {
         _cpu = cpu;
         _memory = memory;
         _module = module;
-        _machine = new KvmMachine(memory);
+        _machine = new KvmMachine(memory, without);
         _statistics = KvmStatistics.Open(_machine);
         Capabilities = capabilities with { KernelStatistics = _statistics?.Names ?? [] };
         _ = KickSignal.Number;
@@ -158,7 +165,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     }
 
     /// <inheritdoc/>
-    public string? Map(in ShadowPage page) => throw new NotSupportedException("guest page tables are the hardware's here");
+    public string? Map(in ShadowPage page) =>
+        throw new NotSupportedException("guest page tables are the hardware's here");
 
     /// <inheritdoc/>
     public void SwitchAddressSpace() { }
@@ -302,8 +310,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             | (r->Gpr[Gpr.Rbp] ^ shared.Rbp)
             | (r->Gpr[Gpr.Rsi] ^ shared.Rsi)
             | (r->Gpr[Gpr.Rdi] ^ shared.Rdi);
-        return differs != 0
-            || !new ReadOnlySpan<ulong>(&r->Gpr[Gpr.R8], TailLength).SequenceEqual(shared.R8ToRflags);
+        return differs != 0 || !new ReadOnlySpan<ulong>(&r->Gpr[Gpr.R8], TailLength).SequenceEqual(shared.R8ToRflags);
     }
 
     private const int TailLength = 10; // R8 to R15, RIP, RFLAGS
@@ -380,7 +387,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
                     Data: (nint)run->Mmio.Data
                 );
 
-            case Kvm.ExitX86Rdmsr or Kvm.ExitX86Wrmsr:
+            case Kvm.ExitX86Rdmsr
+            or Kvm.ExitX86Wrmsr:
                 _completes = true;
                 run->Msr.Error = 1; // #GP(0): the platform does not have it
                 return new VmExit(
@@ -408,7 +416,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
                 );
 
             default:
-                return Fail($"{_module} came back with exit reason {run->ExitReason}, which is not handled; RIP 0x{_cpu.Rip:X}");
+                return Fail(
+                    $"{_module} came back with exit reason {run->ExitReason}, which is not handled; RIP 0x{_cpu.Rip:X}"
+                );
         }
     }
 

@@ -67,8 +67,13 @@ internal sealed record KvmCapabilities
         return new KvmCapabilities
         {
             SyncRegs =
-                ((ulong)Ask(Kvm.CapSyncRegs, "KVM_CAP_SYNC_REGS", "each exit takes an ioctl more, which reads the registers")
-                    & Kvm.SyncX86Regs) != 0,
+                (
+                    (ulong)Ask(
+                        Kvm.CapSyncRegs,
+                        "KVM_CAP_SYNC_REGS",
+                        "each exit takes an ioctl more, which reads the registers"
+                    ) & Kvm.SyncX86Regs
+                ) != 0,
             UserSpaceMsr =
                 Ask(
                     Kvm.CapX86UserSpaceMsr,

@@ -45,13 +45,7 @@ internal static class KvmFailure
     }
 
     private static Translation Walk(VirtualCpu cpu, GuestMemory memory, ulong address) =>
-        PageWalker.Walk(
-            cpu,
-            memory,
-            address,
-            PageAccess.Execute | (cpu.Cpl == 3 ? PageAccess.User : 0),
-            commit: false
-        );
+        PageWalker.Walk(cpu, memory, address, PageAccess.Execute | (cpu.Cpl == 3 ? PageAccess.User : 0), commit: false);
 
     private static string Describe(VirtualCpu cpu, GuestMemory memory)
     {

@@ -26,13 +26,16 @@ internal sealed unsafe class KvmMachine : IDisposable
     private int _vcpu = -1;
 
     /// <summary>Creates the VM with guest RAM at guest-physical 0, and its vCPU with the platform's CPUID.</summary>
+    /// <param name="memory">Guest RAM.</param>
+    /// <param name="without">For tests: takes away from what the device offers.</param>
     /// <exception cref="Win32Exception">The kernel refuses; the message names the request.</exception>
-    public KvmMachine(GuestMemory memory)
+    public KvmMachine(GuestMemory memory, Func<KvmCapabilities, KvmCapabilities>? without = null)
     {
         int kvm = OpenDevice();
         try
         {
-            Capabilities = KvmCapabilities.Read(kvm);
+            KvmCapabilities offered = KvmCapabilities.Read(kvm);
+            Capabilities = without is null ? offered : without(offered);
             _vm = Required(Kvm.Ioctl(kvm, Kvm.CreateVm, null), "KVM_CREATE_VM");
             try
             {

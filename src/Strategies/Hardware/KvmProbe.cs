@@ -133,7 +133,8 @@ internal static class KvmProbe
             {
                 return host with
                 {
-                    UnavailableReason = $"the self-check of /dev/kvm failed: {outcome.Message ?? "its guest measured nothing"}",
+                    UnavailableReason =
+                        $"the self-check of /dev/kvm failed: {outcome.Message ?? "its guest measured nothing"}",
                 };
             }
 
@@ -142,8 +143,7 @@ internal static class KvmProbe
             // Where the kernel counts what it emulates, a loop that was merely interrupted cannot be mistaken.
             ulong? counted = region.KernelStatistics?["insn_emulation"];
             emulated =
-                inside > EmulationFactor * outside
-                && counted is null or >= Iterations * InstructionsPerIteration / 2;
+                inside > EmulationFactor * outside && counted is null or >= Iterations * InstructionsPerIteration / 2;
             if (!emulated)
             {
                 break;
@@ -191,7 +191,12 @@ internal static class KvmProbe
         using var machine = new VirtualMachine(
             GuestMemory.MinimumSize,
             (cpu, memory) =>
-                new HardwareEngine(cpu, memory, host.Module ?? "kvm", new EngineCapabilities { TimeSource = "measured" })
+                new HardwareEngine(
+                    cpu,
+                    memory,
+                    host.Module ?? "kvm",
+                    new EngineCapabilities { TimeSource = "measured" }
+                )
         );
         var segment = new ImageSegment(entry, code, (ulong)code.Length, Executable: true);
         machine.Load(new GuestImage("ring-0 probe", entry, [segment]), new BootOptions());

@@ -55,16 +55,7 @@ internal static unsafe class KvmState
         machine.Vcpu(Kvm.SetFpu, ref fpu, "KVM_SET_FPU");
 
         Span<Kvm.MsrEntry> msrs = stackalloc Kvm.MsrEntry[MsrIndices.Length];
-        ReadOnlySpan<ulong> values =
-        [
-            cpu.Star,
-            cpu.Lstar,
-            cpu.Cstar,
-            cpu.Fmask,
-            cpu.KernelGsBase,
-            cpu.TscAux,
-            cpu.Pat,
-        ];
+        ReadOnlySpan<ulong> values = [cpu.Star, cpu.Lstar, cpu.Cstar, cpu.Fmask, cpu.KernelGsBase, cpu.TscAux, cpu.Pat];
         for (int i = 0; i < msrs.Length; i++)
         {
             msrs[i] = new Kvm.MsrEntry { Index = MsrIndices[i], Data = values[i] };

@@ -60,11 +60,11 @@ public static class PlatformCpuid
 
     /// <summary>The leaves below each maximum, for whoever must be told the platform's CPUID leaf by leaf.</summary>
     public static IReadOnlyList<uint> Leaves { get; } =
-        [
-            .. Enumerable.Range(0, (int)MaximumBasicLeaf + 1).Select(leaf => (uint)leaf),
-            HypervisorLeaf,
-            .. Enumerable.Range(0, (int)(MaximumExtendedLeaf - 0x8000_0000) + 1).Select(leaf => 0x8000_0000 + (uint)leaf),
-        ];
+    [
+        .. Enumerable.Range(0, (int)MaximumBasicLeaf + 1).Select(leaf => (uint)leaf),
+        HypervisorLeaf,
+        .. Enumerable.Range(0, (int)(MaximumExtendedLeaf - 0x8000_0000) + 1).Select(leaf => 0x8000_0000 + (uint)leaf),
+    ];
 
     /// <summary>The result for a leaf; leaves that the platform does not have are all zeros. No leaf has subleaves.</summary>
     public static CpuidResult Query(uint leaf) =>
