@@ -67,6 +67,9 @@ internal sealed unsafe class KvmMachine : IDisposable
     /// <summary>The page shared with the kernel. The guest cannot reach it.</summary>
     public Kvm.RunPage* Run { get; private set; }
 
+    /// <summary>The vCPU's descriptor.</summary>
+    public int VcpuDescriptor => _vcpu;
+
     /// <summary>Opens the device.</summary>
     /// <exception cref="Win32Exception">It cannot be opened.</exception>
     public static int OpenDevice()
