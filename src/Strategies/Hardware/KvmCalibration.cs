@@ -30,33 +30,24 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         }
     }
 
-    /// <summary>Nanoseconds of one KVM_RUN, over so many in a row.</summary>
-    public double ExitNanoseconds(int count)
+    /// <summary>Enters the guest so many times, and does nothing else.</summary>
+    public void Exits(int count)
     {
         int vcpu = _engine!.Machine.VcpuDescriptor;
-        double start = HostClock.Instance.Nanoseconds;
         for (int i = 0; i < count; i++)
         {
             _ = BareIoctl(vcpu, Kvm.Run, 0);
         }
-
-        return (HostClock.Instance.Nanoseconds - start) / count;
     }
 
-    /// <summary>Nanoseconds of an ioctl that does nothing (KVM_GET_API_VERSION), as <see cref="Kvm.Ioctl"/> makes it.</summary>
-    public double NullIoctlNanoseconds(int count)
+    /// <summary>So many ioctls that do nothing (KVM_GET_API_VERSION), made as <see cref="Kvm.Ioctl"/> makes them.</summary>
+    public void NullIoctls(int count)
     {
-        double start = HostClock.Instance.Nanoseconds;
         for (int i = 0; i < count; i++)
         {
             _ = Kvm.Ioctl(_device, Kvm.GetApiVersion, null);
         }
-
-        return (HostClock.Instance.Nanoseconds - start) / count;
     }
-
-    /// <summary>The reason of the last exit, to see that the loop does what it is meant to.</summary>
-    public uint LastExitReason => _engine!.Machine.Run->ExitReason;
 
     /// <inheritdoc/>
     public void Dispose()
