@@ -49,6 +49,21 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         }
     }
 
+    /// <summary>The same by the call of <see cref="Exits"/>, which does not keep the error number.</summary>
+    public void BareNullIoctls(int count)
+    {
+        for (int i = 0; i < count; i++)
+        {
+            _ = BareIoctl(_device, Kvm.GetApiVersion, 0);
+        }
+    }
+
+    /// <summary>Whether KVM copies the general registers at each exit, as it does for the strategy.</summary>
+    public bool CopyRegisters
+    {
+        set => _engine!.Machine.Run->ValidRegs = value ? Kvm.SyncX86Regs : 0;
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {
