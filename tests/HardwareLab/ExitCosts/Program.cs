@@ -36,7 +36,7 @@ internal static class Program
         using (var device = new KvmCalibration())
         {
             Print("null ioctl from C#", Median(() => device.NullIoctls(Exits)) / Exits);
-            Print("null ioctl from C#, error number not kept", Median(() => device.BareNullIoctls(Exits)) / Exits);
+            Print("null ioctl from C#, without the C library", Median(() => device.BareNullIoctls(Exits)) / Exits);
         }
 
         double loop = InGuest(_ => { });
