@@ -47,7 +47,7 @@ copy_payload() {
 write_steps() {
   # One test at a time, each named when it starts: a machine that hangs says where.
   printf 'step tests 600 dotnet /payload/%s/VirtBench.%s.dll -noColor -noLogo -parallel none -reporter verbose' "$tests_name" "$tests_name"
-  printf ' %q' "${test_arguments[@]}"
+  ((!${#test_arguments[@]})) || printf ' %q' "${test_arguments[@]}"
   echo
   if $sweep; then
     echo "step sweep 600 dotnet /payload/Cli/virtbench.dll run --strategy $strategies --rounds 3 --traps-per-unit 0,1,4,16 --out /outbox/run"
