@@ -4,6 +4,9 @@ default_time_limit=900
 
 need_emulator() { need qemu-system-x86_64 qemu-system-x86; }
 
+emulator='' # process group, while it runs
+stop_emulator() { [[ ! $emulator ]] || kill -KILL -- "-$emulator" 2> /dev/null || true; }
+
 boot() {
   local initramfs=$1 limit=$2
   # A process group of its own (set -m), so that it can be ended with all its children. mitigations=off: they only cost time in there.
