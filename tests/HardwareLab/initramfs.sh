@@ -1,5 +1,7 @@
 # The machine's whole file system: busybox, modules, .NET, the payload and the shared libraries they need.
 
+epoch=1735689600
+
 build_initramfs() {
   local image=$1 root=$scratch/root
   mkdir -p "$root"/{bin,lab/modules,proc,sys,dev,tmp,root,etc,outbox}
@@ -10,7 +12,9 @@ build_initramfs() {
   write_steps > "$root/lab/steps"
   copy_payload "$root"
   copy_libraries "$root"
-  (cd "$root" && find . | busybox cpio -o -H newc -R 0:0 2> /dev/null) > "$image"
+  # Order and dates fixed: the same payload makes the same machine, which in Bochs takes the same instructions.
+  find "$root" -exec touch -h -d "@$epoch" {} +
+  (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2> /dev/null) > "$image"
   rm -rf "$root"
 }
 
