@@ -1,12 +1,11 @@
 # The Intel machine: Bochs interprets VMX and EPT, so Linux loads kvm_intel. Its time is counted in instructions.
 
 default_time_limit=3600
-
-need_emulator() {
-  need bochs "bochs bochs-term bochsbios vgabios" grub-mkimage grub-common xorriso xorriso script bsdutils
-  [[ -d /usr/lib/grub/i386-pc ]] || skip "missing tools; Debian's packages: grub-pc-bin"
-  [[ -e /usr/share/bochs/BIOS-bochs-latest && -e /usr/share/vgabios/vgabios.bin ]] || skip "missing tools; Debian's packages: bochsbios vgabios"
-}
+emulator_tools=(
+  bochs bochs /usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so bochs-term
+  /usr/share/bochs/BIOS-bochs-latest bochsbios /usr/share/vgabios/vgabios.bin vgabios
+  grub-mkimage grub-common /usr/lib/grub/i386-pc grub-pc-bin xorriso xorriso script bsdutils
+)
 
 # Bochs ignores SIGTERM.
 stop_emulator() { [[ ! -s $scratch/bochs.pid ]] || kill -KILL "$(< "$scratch/bochs.pid")" 2> /dev/null || true; }

@@ -1,8 +1,7 @@
 # The AMD machine: QEMU interprets SVM and nested paging, so Linux loads kvm_amd.
 
 default_time_limit=900
-
-need_emulator() { need qemu-system-x86_64 qemu-system-x86; }
+emulator_tools=(qemu-system-x86_64 qemu-system-x86)
 
 emulator='' # process group, while it runs
 stop_emulator() { [[ ! $emulator ]] || kill -KILL -- "-$emulator" 2> /dev/null || true; }
