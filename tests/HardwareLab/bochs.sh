@@ -20,10 +20,21 @@ boot() {
   TERM=xterm script -qfec "timeout --foreground -k 5 $limit sh -c 'echo \$\$ > $scratch/bochs.pid; exec bochs -q -f $scratch/bochsrc -rc $scratch/continue'" \
     /dev/null < /dev/null > "$scratch/display.log" 2>&1 &
   emulator=$!
+  drain_screen "$emulator" &
   tail -n +1 -f --pid "$emulator" "$scratch/console.log"
   wait "$emulator" || status=$?
   # 1 is what Bochs says after a clean power-off too; what was sent decides.
   ((status == 1)) || return "$status"
+}
+
+# Bochs opens a terminal for the machine's screen, says which, and stops for ever when it is full because nobody reads it.
+drain_screen() {
+  local screen=''
+  while [[ ! $screen ]] && kill -0 "$1" 2> /dev/null; do
+    sleep 0.2
+    screen=$(sed -n 's/.*connected to screen "\(.*\)".*/\1/p' "$scratch/display.log")
+  done
+  [[ ! $screen ]] || cat "$screen" > /dev/null 2>&1 || true
 }
 
 # A CD that GRUB boots the kernel from: Bochs has no way to load a kernel itself. grub-mkrescue would put the date into it.

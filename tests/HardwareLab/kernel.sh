@@ -1,17 +1,13 @@
 # Debian's cloud kernel, unpacked once into the cache. Sets kernel_folder (what dpkg -x left) and kernel_release.
 
 fetch_kernel() {
-  local package folder
-  folder=$cache/kernel
+  local folder=$cache/kernel
   if [[ ! -e $folder/package ]]; then
-    # linux-image-cloud-amd64 is empty; the kernel is what it depends on.
-    package=$(apt-cache depends linux-image-cloud-amd64 2> /dev/null | awk '/Depends: linux-image-/ { print $2; exit }')
-    [[ $package ]] || skip "apt knows no linux-image-cloud-amd64: apt-get update first, on Debian"
     rm -rf "$folder" "$folder.new"
     mkdir -p "$folder.new"
-    # apt warns when its own user cannot write here; the download works all the same.
-    (cd "$folder.new" && apt-get download -q "$package") > "$scratch/download.log" 2>&1 ||
-      skip "cannot download $package: $(grep -m 1 '^E:' "$scratch/download.log" || tail -n 1 "$scratch/download.log")"
+    # A package list that is missing or too old is worth one more try, for those who may renew it.
+    download_kernel "$folder.new" || { [[ $(id -u) == 0 ]] && apt-get update -qq > /dev/null 2>&1 && download_kernel "$folder.new"; } ||
+      skip "no kernel: $(grep -m 1 '^E:' "$scratch/download.log" || echo "apt knows no linux-image-cloud-amd64 (on Debian: apt-get update)")"
     dpkg -x "$folder.new"/*.deb "$folder.new"
     basename "$folder.new"/*.deb .deb > "$folder.new/package"
     rm "$folder.new"/*.deb
@@ -21,6 +17,14 @@ fetch_kernel() {
   kernel_release=$(basename "$folder"/boot/vmlinuz-*)
   kernel_release=${kernel_release#vmlinuz-}
   echo "hardware lab $name: kernel $(< "$folder/package")"
+}
+
+download_kernel() {
+  local folder=$1 package
+  # linux-image-cloud-amd64 is empty; the kernel is what it depends on.
+  package=$(apt-cache depends linux-image-cloud-amd64 2> /dev/null | awk '/Depends: linux-image-/ { print $2; exit }')
+  # apt warns when its own user cannot write here; the download works all the same.
+  (cd "$folder" && apt-get download -q "${package:?}") > "$scratch/download.log" 2>&1
 }
 
 # Copies a module and what it depends on into a folder, and appends the names to its file "order", dependencies first.

@@ -7,7 +7,7 @@ emulator='' # process group, while it runs
 stop_emulator() { [[ ! $emulator ]] || kill -KILL -- "-$emulator" 2> /dev/null || true; }
 
 boot() {
-  local initramfs=$1 limit=$2
+  local initramfs=$1 limit=$2 status=0
   # A process group of its own (set -m), so that it can be ended with all its children. mitigations=off: they only cost time in there.
   # -smap: before QEMU 9.1 an IRET in ring 3, which trap-and-emulate uses, was stopped by it.
   set -m
@@ -19,6 +19,7 @@ boot() {
   } &
   emulator=$!
   set +m
-  wait "$emulator" || return $?
+  wait "$emulator" || status=$?
   emulator=''
+  return "$status"
 }

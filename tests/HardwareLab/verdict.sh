@@ -8,8 +8,6 @@ count() { sed -n "s/.*Total: .*/&/p" "$out/tests.log" | tail -n 1 | grep -oP "(?
 verdict() {
   local ok=true total failed skipped passed sweep_says=none parameter
   keep_console
-  rm -rf "$out"/{run,*.status,*.log,kvm-parameters,kernel}
-  keep_console
   tar -xzf "$scratch/outbox.tar.gz" -C "$out" 2> /dev/null ||
     die "$name: the machine stopped before it sent its results; its console is in $out/console.log"
 
@@ -31,7 +29,7 @@ verdict() {
 
   echo "hardware lab $name: logs$($sweep && echo " and the run directory") are in ${out#"$PWD"/}"
   echo "hardware lab $name: tests: $passed passed, $failed failed, $skipped skipped; sweep: $sweep_says"
-  $ok
+  $ok || exit 1
 }
 
 # Samples by strategy out of samples.csv; fails when one is not ok or a strategy has none.
