@@ -21,8 +21,9 @@ boot() {
     /dev/null < /dev/null > "$scratch/display.log" 2>&1 &
   emulator=$!
   drain_screen "$emulator" &
-  tail -n +1 -f --pid "$emulator" "$scratch/console.log"
+  tail -n +1 -f --pid "$emulator" "$scratch/console.log" &
   wait "$emulator" || status=$?
+  wait # for the last lines of the console
   # 1 is what Bochs says after a clean power-off too; what was sent decides.
   ((status == 1)) || return "$status"
 }
