@@ -13,12 +13,15 @@ stop_emulator() { [[ ! -s $scratch/bochs.pid ]] || kill -KILL "$(< "$scratch/boc
 boot() {
   local initramfs=$1 limit=$2 emulator status=0
   bootable_image "$initramfs"
-  sed "s|@folder@|$scratch|g" "$lab/bochsrc.in" > "$scratch/bochsrc"
+  cp "$lab/bochsrc" "$scratch/"
   echo c > "$scratch/continue" # Debian's Bochs stops at its debugger's prompt: go on
-  : > "$scratch/console.log"
+  touch "$scratch"/{console,display}.log
   # The display "term" wants a terminal: script has one. 124 is timeout's word for a hang.
-  TERM=xterm script -qfec "timeout --foreground -k 5 $limit sh -c 'echo \$\$ > $scratch/bochs.pid; exec bochs -q -f $scratch/bochsrc -rc $scratch/continue'" \
-    /dev/null < /dev/null > "$scratch/display.log" 2>&1 &
+  (
+    cd "$scratch"
+    TERM=xterm exec script -qfec "timeout --foreground -k 5 $limit sh -c 'echo \$\$ > bochs.pid; exec bochs -q -f bochsrc -rc continue'" /dev/null \
+      < /dev/null > display.log 2>&1
+  ) &
   emulator=$!
   drain_screen "$emulator" &
   tail -n +1 -f --pid "$emulator" "$scratch/console.log" &
@@ -33,7 +36,7 @@ drain_screen() {
   local screen=''
   while [[ ! $screen ]] && kill -0 "$1" 2> /dev/null; do
     sleep 0.2
-    screen=$(sed -n 's/.*connected to screen "\(.*\)".*/\1/p' "$scratch/display.log")
+    screen=$(sed -n 's/.*connected to screen "\(.*\)".*/\1/p' "$scratch/display.log" || true)
   done
   [[ ! $screen ]] || cat "$screen" > /dev/null 2>&1 || true
 }
