@@ -17,6 +17,9 @@ public sealed record GuestRunOptions
     /// <summary>Wall-clock limit; null for none.</summary>
     public TimeSpan? Timeout { get; init; }
 
+    /// <summary>Time that the guest has to come back when it is kicked; null for <see cref="VcpuThread.DefaultGrace"/>.</summary>
+    public TimeSpan? Grace { get; init; }
+
     /// <summary>End a guest that touches a port or an address that nothing answers.</summary>
     public bool Strict { get; init; }
 
@@ -58,11 +61,11 @@ public sealed record GuestRunResult(
 /// <summary>Runs one guest program under one strategy: what <c>virtbench exec</c> does.</summary>
 public static class GuestRun
 {
-    /// <summary>Runs it to its end on the calling thread.</summary>
+    /// <summary>Runs it to its end on a thread of its own, and waits for it.</summary>
     /// <param name="strategy">A strategy that is available.</param>
     /// <param name="image">The program.</param>
     /// <param name="options">RAM, parameters, limits.</param>
-    /// <param name="console">Receives each console byte as the guest sends it, on the calling thread; may be null.</param>
+    /// <param name="console">Receives each console byte as the guest sends it, on the vCPU thread; may be null.</param>
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
     public static GuestRunResult Execute(
@@ -89,9 +92,12 @@ public static class GuestRun
         machine.Load(image, new BootOptions { Parameters = options.Parameters });
         IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);
 
-        double start = machine.Clock.Nanoseconds;
-        RunOutcome outcome = machine.Run(options.Timeout, cancellation);
-        double elapsed = machine.Clock.Nanoseconds - start;
+        VcpuRun run = VcpuThread.Run(machine, options.Timeout, options.Grace, cancellation);
+        if (run.Outcome.End == RunEnd.Abandoned)
+        {
+            // Should its thread ever come back, nobody listens any more.
+            machine.Serial.Transmitted = null;
+        }
 
         var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
         if (machine.Capabilities.Holes.Count > 0 && !HoleScan.SearchesAllOf(image))
@@ -127,10 +133,10 @@ public static class GuestRun
 
         return new GuestRunResult(
             strategy.Id,
-            outcome,
+            run.Outcome,
             kept.WrittenMemory,
             sent,
-            elapsed,
+            run.ElapsedNanoseconds,
             [.. machine.Regions],
             exits,
             holes.Count == 0,

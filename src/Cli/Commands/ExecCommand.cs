@@ -205,6 +205,7 @@ internal static class ExecCommand
             RunEnd.Exited => $"exited with status {outcome.Status}",
             RunEnd.TimedOut => "timed out",
             RunEnd.Cancelled => "cancelled",
+            RunEnd.Abandoned => "abandoned",
             _ => "failed",
         };
 
