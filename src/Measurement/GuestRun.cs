@@ -35,6 +35,10 @@ public sealed record GuestRunOptions
 /// <param name="ElapsedNanoseconds">Time from the first entry to the end, on the engine's clock.</param>
 /// <param name="Regions">The regions it measured.</param>
 /// <param name="Exits">Exits by the ledger's names; reasons that did not occur are left out.</param>
+/// <param name="KernelStatistics">
+/// What the host's kernel counted of the vCPU in all, 0 left out but for its exits; null where it keeps no account, or the run
+/// was abandoned.
+/// </param>
 /// <param name="Faithful">
 /// False when the image holds instructions that this strategy executes without the VMM seeing them.
 /// </param>
@@ -48,6 +52,7 @@ public sealed record GuestRunResult(
     double ElapsedNanoseconds,
     IReadOnlyList<MeasuredRegion> Regions,
     IReadOnlyDictionary<string, long> Exits,
+    IReadOnlyDictionary<string, ulong>? KernelStatistics,
     bool Faithful,
     IReadOnlyList<string> Notes,
     string TimeSource
@@ -139,6 +144,7 @@ public static class GuestRun
             run.ElapsedNanoseconds,
             [.. machine.Regions],
             exits,
+            run.Outcome.End == RunEnd.Abandoned ? null : machine.KernelStatistics()?.Telling(),
             holes.Count == 0,
             notes,
             machine.Capabilities.TimeSource

@@ -220,7 +220,7 @@ public sealed class Sweep
         if ((cell.PreparationFailure ?? StrategyGivenUp(cell)) is { } reason)
         {
             cell.GivenUp = true;
-            observer.SampleTaken(Failed(round, cell, 0, default, reason), []);
+            observer.SampleTaken(Failed(round, cell, 0, default, reason), [], []);
             return !cancellation.IsCancellationRequested;
         }
 
@@ -236,14 +236,16 @@ public sealed class Sweep
             cell.GivenUp = attempt.Run?.Outcome.End is RunEnd.TimedOut or RunEnd.Abandoned;
             observer.SampleTaken(
                 Failed(round, cell, cell.Units, attempt.Run?.Disturbance ?? default, failure),
-                attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : []
+                attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : [],
+                KernelStatistics(round, cell.Cell, attempt.Region)
             );
             return true;
         }
 
         observer.SampleTaken(
             Measured(round, cell, warmUp, attempt.Run!, attempt.Region!),
-            Exits(round, cell.Cell, attempt.Run!, attempt.Region!)
+            Exits(round, cell.Cell, attempt.Run!, attempt.Region!),
+            KernelStatistics(round, cell.Cell, attempt.Region)
         );
         return true;
     }
@@ -342,6 +344,16 @@ public sealed class Sweep
 
         return records;
     }
+
+    private static KernelStatisticRecord[] KernelStatistics(int round, Cell cell, MeasuredRegion? region) =>
+        region?.KernelStatistics is { } counters
+            ?
+            [
+                .. counters
+                    .Telling()
+                    .Select(counter => new KernelStatisticRecord(round, cell, counter.Key, counter.Value)),
+            ]
+            : [];
 
     /// <summary>Runs a cell's guest once. Null when cancelled; else either a failure or a region of as many units.</summary>
     private Attempted? Attempt(CellState cell, long warmUp, long units, CancellationToken cancellation)

@@ -467,6 +467,50 @@ public sealed class SweepTests
     }
 
     [Fact]
+    public void What_the_kernel_counted_is_told_of_every_sample_of_a_strategy_with_an_account()
+    {
+        var machines = new ScriptedMachines
+        {
+            Bend = (call, run) =>
+                call.Strategy.Id != "trap-and-emulate"
+                    ? run
+                    : run with
+                    {
+                        Regions =
+                        [
+                            run.Regions[0] with
+                            {
+                                KernelStatistics = new KernelStatistics(
+                                    ["halt_exits", "exits", "irq_exits"],
+                                    [0, 0, (ulong)call.TrapsPerUnit]
+                                ),
+                            },
+                        ],
+                    },
+        };
+        (RecordingObserver observer, _, _) = Run(machines);
+        foreach (Sample sample in observer.Samples)
+        {
+            var expected = new List<(string, ulong)>();
+            if (sample.Cell.Strategy == "trap-and-emulate")
+            {
+                expected.Add(("exits", 0)); // 0 or not
+                if (sample.Cell.TrapsPerUnit > 0)
+                {
+                    expected.Add(("irq_exits", (ulong)sample.Cell.TrapsPerUnit));
+                }
+            }
+
+            Assert.Equal(
+                expected,
+                observer
+                    .KernelStatistics.Where(counter => (counter.Round, counter.Cell) == (sample.Round, sample.Cell))
+                    .Select(counter => (counter.Statistic, counter.Count))
+            );
+        }
+    }
+
+    [Fact]
     public void Progress_never_goes_back_and_ends_at_the_total()
     {
         (RecordingObserver observer, _, Sweep sweep) = Run(new ScriptedMachines());

@@ -3,7 +3,7 @@ using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Measurement.Tests;
+namespace VirtBench.Tests;
 
 /// <summary>
 /// A strategy whose engine stays in <see cref="IExecutionEngine.Run"/> until the test lets it go: kicked or not, as a host
@@ -12,6 +12,7 @@ namespace VirtBench.Measurement.Tests;
 internal sealed class StuckStrategy : Strategy, IExecutionEngine, IEngineClock
 {
     private readonly ManualResetEventSlim _kicked = new();
+    private readonly List<uint[]> _written = [];
 
     public override string Id => "stuck";
 
@@ -42,6 +43,9 @@ internal sealed class StuckStrategy : Strategy, IExecutionEngine, IEngineClock
 
     public bool Disposed { get; private set; }
 
+    /// <summary>What the host's kernel has counted by now, by <see cref="EngineCapabilities.KernelStatistics"/>.</summary>
+    public ulong[] Counters { get; init; } = [];
+
     public EngineCapabilities Capabilities { get; init; } = new() { TimeSource = "measured: scripted" };
 
     public IEngineClock Clock => this;
@@ -63,6 +67,27 @@ internal sealed class StuckStrategy : Strategy, IExecutionEngine, IEngineClock
         (HeedsKicks ? _kicked : LetGo).Wait();
         return After();
     }
+
+    /// <summary>The exit of a doubleword or byte written to a port.</summary>
+    public unsafe VmExit Out(ushort port, uint value, byte size = 4)
+    {
+        uint[] data = GC.AllocateArray<uint>(1, pinned: true);
+        data[0] = value;
+        _written.Add(data);
+        fixed (uint* address = data)
+        {
+            return new VmExit(
+                VmExitReason.PortIo,
+                Address: port,
+                Access: PageAccess.Write,
+                Size: size,
+                Count: 1,
+                Data: (nint)address
+            );
+        }
+    }
+
+    public void ReadKernelStatistics(Span<ulong> values) => Counters.CopyTo(values);
 
     public void Kick() => _kicked.Set();
 
