@@ -1,3 +1,4 @@
+using VirtBench.Strategies.Hardware;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 
@@ -14,6 +15,7 @@ public static class StrategyCatalog
         [
             new NativeStrategy(),
             new TrapAndEmulateStrategy(),
+            new HardwareStrategy(),
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),
         ];

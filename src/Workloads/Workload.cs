@@ -46,6 +46,7 @@ public abstract class Workload
         {
             null => false,
             TrapReason.TimeStampCounter => capabilities.TrapsTimeStampCounter,
+            TrapReason.PortIo or TrapReason.Mmio or TrapReason.Halt => true, // the devices are the VMM's under every engine
             _ => capabilities.TrapsPrivilegedInstructions,
         };
 

@@ -12,7 +12,13 @@ public static class BenchmarkSuites
     public static bool Run(string[] arguments)
     {
         Type[] suites = OperatingSystem.IsLinux()
-            ? [typeof(TrapBenchmarks), typeof(AddressSpaceSwitchBenchmarks), typeof(InterpreterBenchmarks)]
+            ?
+            [
+                typeof(TrapBenchmarks),
+                typeof(AddressSpaceSwitchBenchmarks),
+                typeof(HardwareExitBenchmarks),
+                typeof(InterpreterBenchmarks),
+            ]
             : [typeof(InterpreterBenchmarks)];
         var summaries = BenchmarkSwitcher
             .FromTypes(suites)
@@ -21,6 +27,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TrapBenchmarks))))
         {
             TrapFloorComparison.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(HardwareExitBenchmarks))))
+        {
+            HardwareFloorComparison.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));

@@ -4,7 +4,6 @@ using Iced.Intel;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Boot;
-using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -22,7 +21,7 @@ public class TrapBenchmarks : IDisposable
     private const int Traps = 1_000;
 
     private CarrierCalibration? _calibration;
-    private DirectGuest? _guest;
+    private RepeatingGuest? _guest;
 
     /// <summary>Starts the carrier of the floors.</summary>
     [GlobalSetup(Targets = [nameof(HandOff), nameof(SkippedTrap)])]
@@ -38,7 +37,7 @@ public class TrapBenchmarks : IDisposable
 
     /// <summary>Boots the guest of CLI traps.</summary>
     [GlobalSetup(Target = nameof(Cli))]
-    public void SetUpCli() => _guest = DirectGuest.Repeating(Traps, a => a.cli());
+    public void SetUpCli() => _guest = new RepeatingGuest(new TrapAndEmulateStrategy(), Traps, a => a.cli());
 
     /// <summary>CLI, trapped and emulated by the VMM.</summary>
     [Benchmark(OperationsPerInvoke = Traps)]
@@ -46,7 +45,7 @@ public class TrapBenchmarks : IDisposable
 
     /// <summary>Boots the guest of RDTSC traps.</summary>
     [GlobalSetup(Target = nameof(Rdtsc))]
-    public void SetUpRdtsc() => _guest = DirectGuest.Repeating(Traps, a => a.rdtsc());
+    public void SetUpRdtsc() => _guest = new RepeatingGuest(new TrapAndEmulateStrategy(), Traps, a => a.rdtsc());
 
     /// <summary>RDTSC, trapped and emulated by the VMM.</summary>
     [Benchmark(OperationsPerInvoke = Traps)]
@@ -54,7 +53,7 @@ public class TrapBenchmarks : IDisposable
 
     /// <summary>Boots the guest of OUT traps.</summary>
     [GlobalSetup(Target = nameof(Out))]
-    public void SetUpOut() => _guest = DirectGuest.Repeating(Traps, a => a.@out(0x80, al));
+    public void SetUpOut() => _guest = new RepeatingGuest(new TrapAndEmulateStrategy(), Traps, a => a.@out(0x80, al));
 
     /// <summary>OUT to a port without a device, trapped and emulated by the VMM.</summary>
     [Benchmark(OperationsPerInvoke = Traps)]
@@ -81,7 +80,7 @@ public class AddressSpaceSwitchBenchmarks : IDisposable
     private const int Switches = 100;
     private const ulong WorkingSet = 0x4000_0000;
 
-    private DirectGuest? _guest;
+    private RepeatingGuest? _guest;
 
     /// <summary>Pages that the guest touches in each address space.</summary>
     [Params(1, 8, 64)]
@@ -93,7 +92,8 @@ public class AddressSpaceSwitchBenchmarks : IDisposable
     {
         const ulong firstTables = 0x20_0000;
         const ulong secondTables = 0x30_0000;
-        _guest = DirectGuest.Repeating(
+        _guest = new RepeatingGuest(
+            new TrapAndEmulateStrategy(),
             Switches / 2,
             a =>
             {
@@ -148,61 +148,4 @@ public class AddressSpaceSwitchBenchmarks : IDisposable
             memory.Write(pages + (8 * (ulong)i), (data + (GuestMemory.PageSize * (ulong)i)) | rights);
         }
     }
-}
-
-/// <summary>
-/// A guest under trap-and-emulate that does the same thing so many times and then halts; halting gives control back, and
-/// the next run goes on.
-/// </summary>
-[SupportedOSPlatform("linux")]
-internal sealed class DirectGuest : IDisposable
-{
-    private const ulong Entry = 0x10_0000;
-
-    private readonly VirtualMachine _machine;
-
-    private DirectGuest(byte[] code)
-    {
-        var strategy = new TrapAndEmulateStrategy();
-        if (strategy.UnavailableReason() is { } reason)
-        {
-            throw new PlatformNotSupportedException(reason);
-        }
-
-        _machine = new VirtualMachine(64 << 20, strategy.CreateEngine);
-        var segment = new ImageSegment(Entry, code, (ulong)code.Length, Executable: true);
-        _machine.Load(new GuestImage("benchmark", Entry, [segment]), new BootOptions());
-    }
-
-    public GuestMemory Memory => _machine.Memory;
-
-    /// <summary>A guest that repeats what <paramref name="body"/> assembles; R15 is the loop's.</summary>
-    public static DirectGuest Repeating(int count, Action<Assembler> body)
-    {
-        var a = new Assembler(64);
-        Label forever = a.CreateLabel();
-        Label again = a.CreateLabel();
-        a.Label(ref forever);
-        a.mov(r15d, count);
-        a.Label(ref again);
-        body(a);
-        a.dec(r15d);
-        a.jne(again);
-        a.hlt();
-        a.jmp(forever);
-        return new DirectGuest(MachineCode.Assemble(a, Entry));
-    }
-
-    public void Run()
-    {
-        RunOutcome outcome = _machine.Run();
-        if (!_machine.Cpu.Halted)
-        {
-            throw new InvalidOperationException(outcome.Message);
-        }
-
-        _machine.Cpu.Halted = false;
-    }
-
-    public void Dispose() => _machine.Dispose();
 }

@@ -21,7 +21,7 @@ internal static class TrapFloorComparison
     /// <summary>Measures and prints one line per quantity.</summary>
     public static void Print(TextWriter output)
     {
-        using DirectGuest guest = DirectGuest.Repeating(Traps, a => a.cli());
+        using var guest = new RepeatingGuest(new TrapAndEmulateStrategy(), Traps, a => a.cli());
         using var floors = new CarrierCalibration(DirectExecutionProbe.IretRefusal is null);
         double[] handOff = new double[Windows];
         double[] skipped = new double[Windows];
@@ -39,18 +39,9 @@ internal static class TrapFloorComparison
         }
 
         output.WriteLine($"In turns, {Windows} windows of {Traps} traps, this host:");
-        PrintQuantiles(output, "bare hand-off, ns", handOff, "F0");
-        PrintQuantiles(output, "trap skipped in the carrier, ns", skipped, "F0");
-        PrintQuantiles(output, "CLI through the VMM, ns", trap, "F0");
-        PrintQuantiles(output, "CLI / (hand-off + skipped)", ratio, "F3");
-    }
-
-    private static void PrintQuantiles(TextWriter output, string name, double[] values, string format)
-    {
-        Array.Sort(values);
-        string At(double share) => values[(int)(share * (values.Length - 1))].ToString(format);
-        output.WriteLine(
-            $"  {name, -34} median {At(0.5), 7}   quartiles {At(0.25), 7} {At(0.75), 7}   10th percentile {At(0.1), 7}"
-        );
+        Quantiles.Print(output, "bare hand-off, ns", handOff, "F0");
+        Quantiles.Print(output, "trap skipped in the carrier, ns", skipped, "F0");
+        Quantiles.Print(output, "CLI through the VMM, ns", trap, "F0");
+        Quantiles.Print(output, "CLI / (hand-off + skipped)", ratio, "F3");
     }
 }

@@ -79,7 +79,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
         _controlFd = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
         try
         {
-            _shared = Linux.MapSharedMemory(_controlFd, CarrierLayout.ControlFileSize);
+            _shared = Linux.MapSharedMemory(_controlFd, CarrierLayout.ControlFileSize, "the carrier's control memory");
             CarrierStub.Instance.Code.CopyTo(new Span<byte>(_shared, (int)CarrierLayout.StubSize));
             Control = (ControlPage*)(_shared + CarrierLayout.ControlFileOffset);
             RegisterFile = _shared + CarrierLayout.RegisterFileFileOffset;

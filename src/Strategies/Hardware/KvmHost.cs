@@ -68,7 +68,8 @@ public sealed record KvmHost
     /// </summary>
     public string? Label { get; init; }
 
-    /// <summary>This host, found out the first time it is asked for (some 0.1 s where ring 0 is emulated).</summary>
-    public static KvmHost Current { get; } =
-        new() { Access = KvmAccess.NoDevice, UnavailableReason = "not probed yet" };
+    /// <summary>This host, found out the first time it is asked for (some 20 ms where ring 0 is emulated).</summary>
+    public static KvmHost Current => Found.Value;
+
+    private static readonly Lazy<KvmHost> Found = new(KvmProbe.Examine);
 }

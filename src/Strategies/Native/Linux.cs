@@ -18,10 +18,12 @@ internal static unsafe partial class Linux
     public const int SysGetppid = 110;
     public const int SysSigaltstack = 131;
     public const int SysPrctl = 157;
+    public const int SysGettid = 186;
     public const int SysFutex = 202;
     public const int SysSchedSetaffinity = 203;
     public const int SysSchedGetaffinity = 204;
     public const int SysExitGroup = 231;
+    public const int SysTgkill = 234;
     public const int SysPrlimit64 = 302;
     public const int SysSeccomp = 317;
     public const int SysMemfdCreate = 319;
@@ -33,7 +35,9 @@ internal static unsafe partial class Linux
     public const int ProtWrite = 2;
     public const int ProtExec = 4;
     public const int MapShared = 1;
+    public const int MapPrivate = 2;
     public const int MapFixed = 0x10;
+    public const int MapAnonymousFlag = 0x20;
     public const int MapPopulate = 0x8000;
 
     // Not the _PRIVATE forms: the words lie in memory shared by two processes.
@@ -80,8 +84,11 @@ internal static unsafe partial class Linux
     public const int SealGrow = 4;
 
     public const short PollIn = 1;
+    public const int Eperm = 1;
     public const int Eintr = 4;
+    public const int Eagain = 11;
     public const int Eacces = 13;
+    public const int Efault = 14;
     public const int Einval = 22;
 
     [StructLayout(LayoutKind.Sequential)]
@@ -213,12 +220,33 @@ internal static unsafe partial class Linux
 
     /// <summary>Maps a file shared, read-write.</summary>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
-    public static byte* MapSharedMemory(int fd, long length)
+    public static byte* MapSharedMemory(int fd, long length, string what)
     {
         nint address = MmapRaw(0, (nuint)length, ProtRead | ProtWrite, MapShared, fd, 0);
         return address != -1
             ? (byte*)address
-            : throw new Win32Exception(Marshal.GetLastPInvokeError(), "cannot map the carrier's control memory");
+            : throw new Win32Exception(Marshal.GetLastPInvokeError(), $"cannot map {what}");
+    }
+
+    /// <summary>Fresh zeroed memory of this process, read-write.</summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public static byte* MapAnonymous(int length)
+    {
+        nint address = MmapRaw(0, (nuint)length, ProtRead | ProtWrite, MapPrivate | MapAnonymousFlag, -1, 0);
+        return address != -1
+            ? (byte*)address
+            : throw new Win32Exception(Marshal.GetLastPInvokeError(), "cannot map memory");
+    }
+
+    /// <summary>Makes memory executable and no longer writable.</summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public static void MakeExecutable(byte* address, int length)
+    {
+        long result = Syscall(SysMprotect, (long)address, length, ProtRead | ProtExec);
+        if (result != 0)
+        {
+            throw new Win32Exception((int)-result, "cannot make memory executable");
+        }
     }
 
     /// <summary>Starts a program without arguments or environment, with the given descriptors as 3, 4, …</summary>

@@ -9,8 +9,11 @@ public readonly record struct CpuidResult(uint Eax, uint Ebx, uint Ecx, uint Edx
 /// </summary>
 public static class PlatformCpuid
 {
-    /// <summary>Highest basic leaf.</summary>
-    public const uint MaximumBasicLeaf = 1;
+    /// <summary>
+    /// Highest basic leaf. It has nothing to say: CPUs of Intel's kind, and KVM for one of an unknown vendor, answer any leaf
+    /// beyond the highest with the highest one's, and that must be zeros here too.
+    /// </summary>
+    public const uint MaximumBasicLeaf = 7;
 
     /// <summary>First and only hypervisor leaf.</summary>
     public const uint HypervisorLeaf = 0x4000_0000;
@@ -54,6 +57,14 @@ public static class PlatformCpuid
     private const uint ClflushLineAndCount = (8u << 8) | (1u << 16); // 64-byte lines, one logical CPU
 
     private const uint InvariantTsc = 1u << 8;
+
+    /// <summary>The leaves below each maximum, for whoever must be told the platform's CPUID leaf by leaf.</summary>
+    public static IReadOnlyList<uint> Leaves { get; } =
+    [
+        .. Enumerable.Range(0, (int)MaximumBasicLeaf + 1).Select(leaf => (uint)leaf),
+        HypervisorLeaf,
+        .. Enumerable.Range(0, (int)(MaximumExtendedLeaf - 0x8000_0000) + 1).Select(leaf => 0x8000_0000 + (uint)leaf),
+    ];
 
     /// <summary>The result for a leaf; leaves that the platform does not have are all zeros. No leaf has subleaves.</summary>
     public static CpuidResult Query(uint leaf) =>

@@ -196,6 +196,11 @@ public sealed class VirtualMachine : IDisposable
                     dispatched = clock.Ticks;
                     break;
 
+                case VmExitReason.TaskPriority:
+                    reason = TrapReason.ControlRegister;
+                    dispatched = clock.Ticks;
+                    break;
+
                 case VmExitReason.Halt:
                     reason = TrapReason.Halt;
                     dispatched = clock.Ticks;

@@ -53,6 +53,11 @@ public enum VmExitReason : byte
     /// <summary>HLT has been executed; RIP points behind it.</summary>
     Halt,
 
+    /// <summary>
+    /// The guest has lowered CR8, so that an interrupt held back by it may be deliverable now. The instruction is done.
+    /// </summary>
+    TaskPriority,
+
     /// <summary>The guest cannot go on under this engine; <see cref="VmExit.Message"/> says why in one line.</summary>
     Failed,
 }

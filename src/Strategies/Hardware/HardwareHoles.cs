@@ -1,0 +1,62 @@
+using VirtBench.Vmm.Execution;
+
+namespace VirtBench.Strategies.Hardware;
+
+/// <summary>
+/// Instructions that a guest under /dev/kvm gets another answer from than the platform gives, without the VMM seeing it. The
+/// sensitive instructions of x86 are none of them: that is what the hardware is for.
+/// </summary>
+internal static class HardwareHoles
+{
+    private static readonly VirtualizationHole[] Always =
+    [
+        new(
+            "wrfsbase",
+            "instructions of the host's CPU that the platform lacks and that no control register switches off execute"
+        ),
+    ];
+
+    private static readonly VirtualizationHole[] WithoutMsrFilter =
+    [
+        new("rdmsr", "KVM itself answers MSRs that it knows and the platform lacks"),
+        new("wrmsr", "KVM itself takes MSRs that it knows and the platform lacks"),
+    ];
+
+    private static readonly VirtualizationHole[] WithoutQuirks =
+    [
+        new("monitor", "executed as a no-operation instead of raising #UD"),
+        new("mwait", "executed as a no-operation instead of raising #UD"),
+    ];
+
+    /// <summary>The holes of the module found.</summary>
+    public static IReadOnlyList<VirtualizationHole> Of(KvmHost host)
+    {
+        var holes = new List<VirtualizationHole>(Always);
+        bool Lacks(string capability) => host.Missing.Any(missing => missing.Name == capability);
+
+        // A CPU's own hypercall exits to KVM, which answers an unknown number with an error; the other vendor's is #UD once
+        // the quirk that would patch it is off.
+        bool patches = Lacks("KVM_CAP_DISABLE_QUIRKS2");
+        if (patches || host.Module is not ("kvm_amd" or "kvm_pvm"))
+        {
+            holes.Add(new VirtualizationHole("vmcall", "answered by KVM with an error in RAX instead of raising #UD"));
+        }
+
+        if (patches || host.Module is not ("kvm_intel" or "kvm_pvm"))
+        {
+            holes.Add(new VirtualizationHole("vmmcall", "answered by KVM with an error in RAX instead of raising #UD"));
+        }
+
+        if (patches)
+        {
+            holes.AddRange(WithoutQuirks);
+        }
+
+        if (Lacks("KVM_CAP_X86_MSR_FILTER") || Lacks("KVM_CAP_X86_USER_SPACE_MSR"))
+        {
+            holes.AddRange(WithoutMsrFilter);
+        }
+
+        return holes;
+    }
+}
