@@ -26,7 +26,12 @@ internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngine
 
     public ManualResetEventSlim Looping { get; } = new();
 
-    public EngineCapabilities Capabilities { get; } = new() { TimeSource = "computed: script" };
+    public EngineCapabilities Capabilities { get; init; } = new() { TimeSource = "computed: script" };
+
+    public List<GuestEvent> Injected { get; } = [];
+
+    /// <summary>What the next reading of the kernel's counters gives.</summary>
+    public ulong[] KernelCounters { get; set; } = [];
 
     public IEngineClock Clock => this;
 
@@ -67,6 +72,10 @@ internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngine
         Mapped.Add(page);
         return MapRefusal;
     }
+
+    public void Inject(in GuestEvent guestEvent) => Injected.Add(guestEvent);
+
+    public void ReadKernelStatistics(Span<ulong> values) => KernelCounters.AsSpan().CopyTo(values);
 
     public void SwitchAddressSpace() => Calls.Add("switch");
 

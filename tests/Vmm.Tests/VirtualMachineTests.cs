@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Devices;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
@@ -274,7 +275,7 @@ public sealed class VirtualMachineTests : IDisposable
         VirtualMachine vm = Boot([0xE6, 0xF4]);
         _engine.Script.Enqueue(_ => new VmExit(VmExitReason.Failed, Message: "the carrier died"));
         Assert.Equal(new RunOutcome(RunEnd.Failed, 0, "the carrier died"), Run(vm));
-        Assert.Equal(["save"], _engine.Calls);
+        Assert.Equal(["switch", "load", "save"], _engine.Calls); // the first two when the image was loaded
     }
 
     [Fact]
@@ -371,9 +372,141 @@ public sealed class VirtualMachineTests : IDisposable
     private static RunOutcome Run(VirtualMachine vm, TimeSpan? timeout = null) =>
         vm.Run(timeout, TestContext.Current.CancellationToken);
 
-    private VirtualMachine Boot(byte[] code, bool strict = false)
+    // ------------------------------------------------------------------- exits that the hardware has decoded
+
+    [Fact]
+    public unsafe void Port_io_that_the_hardware_decoded_reaches_the_devices_item_by_item()
     {
-        _vm = new VirtualMachine(4 << 20, (cpu, _) => _engine = new ScriptedEngine(cpu), strict);
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        var sent = new List<byte>();
+        vm.Serial.Transmitted = sent.Add;
+        byte* data = stackalloc byte[] { (byte)'o', (byte)'k', 0x80, 0 };
+        Port(SerialPort.FirstPort, PageAccess.Write, 1, 2, (nint)data);
+        Port(0x1234, PageAccess.Read, 2, 1, (nint)(data + 2));
+        Port(ExitPort.Port, PageAccess.Write, 1, 1, (nint)data);
+
+        RunOutcome outcome = Run(vm);
+        Assert.Equal((RunEnd.Exited, (byte)'o'), (outcome.End, outcome.Status));
+        Assert.Equal("ok"u8.ToArray(), sent);
+        Assert.Equal(0xFFFF, *(ushort*)(data + 2));
+        Assert.Equal((3, 1), (vm.Ledger.Count(TrapReason.PortIo), vm.Ports.UnclaimedAccesses));
+    }
+
+    [Fact]
+    public unsafe void Measurement_ports_count_as_markers_and_regions_hold_the_kernels_counters()
+    {
+        VirtualMachine vm = Boot(
+            [0xE6, 0xF4],
+            capabilities: new EngineCapabilities { TimeSource = "test", KernelStatistics = ["exits", "irq_exits"] }
+        );
+        uint value = 7;
+        Port(MeasurementPorts.Begin, PageAccess.Write, 4, 1, (nint)(&value), () => _engine.KernelCounters = [10, 1]);
+        Port(0x80, PageAccess.Write, 4, 1, (nint)(&value), () => _engine.KernelCounters = [15, 2]);
+        Port(MeasurementPorts.End, PageAccess.Write, 4, 1, (nint)(&value));
+        Port(ExitPort.Port, PageAccess.Write, 1, 1, (nint)(&value));
+
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        MeasuredRegion region = Assert.Single(vm.Regions);
+        Assert.Equal((1, 1), (region.Exits[TrapReason.PortIo], region.Exits[TrapReason.RegionMarker]));
+        Assert.Equal(
+            (5ul, 1ul, null),
+            (region.KernelStatistics!["exits"], region.KernelStatistics["irq_exits"], region.KernelStatistics["none"])
+        );
+        Assert.Equal([15ul, 2ul], vm.KernelStatistics()!.Values);
+    }
+
+    [Fact]
+    public unsafe void Accesses_without_ram_that_the_hardware_decoded_read_ones_and_are_counted()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        ulong data = 0;
+        nint at = (nint)(&data);
+        _engine.Script.Enqueue(_ => new VmExit(
+            VmExitReason.Mmio,
+            Address: 0xD000_0000,
+            Access: PageAccess.Read,
+            Size: 4,
+            Data: at
+        ));
+        _engine.Script.Enqueue(_ => new VmExit(
+            VmExitReason.Mmio,
+            Address: 0xD000_0004,
+            Access: PageAccess.Write,
+            Size: 8,
+            Data: at
+        ));
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(0xFFFF_FFFFul, data);
+        Assert.Equal((2, 2), (vm.Ledger.Count(TrapReason.Mmio), vm.AbsentMemory.UnclaimedAccesses));
+    }
+
+    [Fact]
+    public unsafe void Strict_ends_a_guest_whose_decoded_access_nothing_answers()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4], strict: true);
+        byte data = 0;
+        Port(0x80, PageAccess.Write, 1, 1, (nint)(&data));
+        Assert.Contains("OUT to port 0x80", Run(vm).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void Other_decoded_exits_are_counted_under_what_they_are()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.ModelSpecificRegister, Address: 0x6E0));
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.TaskPriority));
+        _engine.Script.Enqueue(_ => new VmExit(VmExitReason.Halt));
+        RunOutcome outcome = Run(vm);
+        Assert.Equal(RunEnd.Failed, outcome.End);
+        Assert.Contains("HLT", outcome.Message, StringComparison.Ordinal);
+        Assert.Equal(
+            (1, 1, 1),
+            (
+                vm.Ledger.Count(TrapReason.Msr),
+                vm.Ledger.Count(TrapReason.ControlRegister),
+                vm.Ledger.Count(TrapReason.Halt)
+            )
+        );
+    }
+
+    [Fact]
+    public void An_engine_that_delivers_events_gets_them_injected()
+    {
+        VirtualMachine vm = Boot(
+            [0xE6, 0xF4],
+            capabilities: new EngineCapabilities { TimeSource = "test", DeliversEvents = true }
+        );
+        var fault = GuestEvent.PageFault(0x1234, PageFaultError.Write);
+        vm.Cpu.PendingEvent = fault;
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal([fault], _engine.Injected);
+    }
+
+    [Fact]
+    public void An_abandoned_machine_keeps_its_engine_and_memory()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        vm.Abandon();
+        vm.Dispose();
+        Assert.False(_engine.Disposed);
+        Assert.Equal(0xE6, vm.Memory.Read<byte>(Code)); // the thread that is still inside may read it too
+    }
+
+    private void Port(ushort port, PageAccess access, byte size, uint count, nint data, Action? before = null) =>
+        _engine.Script.Enqueue(_ =>
+        {
+            before?.Invoke();
+            return new VmExit(VmExitReason.PortIo, Address: port, Access: access, Size: size, Count: count, Data: data);
+        });
+
+    private VirtualMachine Boot(byte[] code, bool strict = false, EngineCapabilities? capabilities = null)
+    {
+        capabilities ??= new EngineCapabilities { TimeSource = "computed: script" };
+        _vm = new VirtualMachine(
+            4 << 20,
+            (cpu, _) => _engine = new ScriptedEngine(cpu) { Capabilities = capabilities },
+            strict
+        );
         _vm.Load(new GuestImage("test", Code, [new ImageSegment(Code, code, 0x1000, true)]), new BootOptions());
         return _vm;
     }

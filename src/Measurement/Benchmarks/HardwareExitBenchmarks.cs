@@ -26,7 +26,7 @@ public class HardwareExitBenchmarks : IDisposable
 
     /// <summary>An ioctl that does nothing.</summary>
     [Benchmark(OperationsPerInvoke = Exits)]
-    public double NullIoctl() => _floor!.NullIoctlNanoseconds(Exits);
+    public void NullIoctl() => _floor!.NullIoctls(Exits);
 
     /// <summary>Loads the guest of OUT exits into a bare VM.</summary>
     [GlobalSetup(Target = nameof(BareOut))]
@@ -34,7 +34,7 @@ public class HardwareExitBenchmarks : IDisposable
 
     /// <summary>OUT, KVM_RUN called again at once.</summary>
     [Benchmark(OperationsPerInvoke = Exits)]
-    public double BareOut() => _floor!.ExitNanoseconds(Exits);
+    public void BareOut() => _floor!.Exits(Exits);
 
     /// <summary>Boots the guest of OUT exits.</summary>
     [GlobalSetup(Target = nameof(Out))]
@@ -50,7 +50,7 @@ public class HardwareExitBenchmarks : IDisposable
 
     /// <summary>A write where there is no RAM, KVM_RUN called again at once.</summary>
     [Benchmark(OperationsPerInvoke = Exits)]
-    public double BareMmio() => _floor!.ExitNanoseconds(Exits);
+    public void BareMmio() => _floor!.Exits(Exits);
 
     /// <summary>Boots the guest of writes where there is no RAM.</summary>
     [GlobalSetup(Target = nameof(Mmio))]
@@ -74,8 +74,8 @@ public class HardwareExitBenchmarks : IDisposable
 [SupportedOSPlatform("linux")]
 internal static class HardwareExits
 {
-    // In the first GiB, which the boot tables map, and beyond the RAM of every guest here.
-    private const ulong NoRam = 0x2000_0000;
+    /// <summary>In the first GiB, which the boot tables map, and beyond the RAM of every guest here.</summary>
+    public const ulong NoRam = 0x2000_0000;
 
     public static void Out(Assembler a) => a.@out(0x80, al);
 

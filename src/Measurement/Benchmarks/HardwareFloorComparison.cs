@@ -12,9 +12,9 @@ namespace VirtBench.Measurement.Benchmarks;
 [SupportedOSPlatform("linux")]
 internal static class HardwareFloorComparison
 {
-    private const int Windows = 200;
-    private const int WarmUpWindows = 100;
-    private const int Exits = 400;
+    private const int Windows = 100;
+    private const int WarmUpWindows = 20;
+    private const int Exits = 4_000;
 
     /// <summary>Measures and prints one line per quantity.</summary>
     public static void Print(TextWriter output)
@@ -26,10 +26,17 @@ internal static class HardwareFloorComparison
         double[] ioctl = new double[Windows];
         for (int i = -WarmUpWindows; i < Windows; i++)
         {
-            ioctl[Math.Max(i, 0)] = device.NullIoctlNanoseconds(Exits);
+            ioctl[Math.Max(i, 0)] = Nanoseconds(() => device.NullIoctls(Exits)) / Exits;
         }
 
         Quantiles.Print(output, "null ioctl from C#, ns", ioctl, "F0");
+    }
+
+    private static double Nanoseconds(Action action)
+    {
+        double start = HostClock.Instance.Nanoseconds;
+        action();
+        return HostClock.Instance.Nanoseconds - start;
     }
 
     private static void Compare(TextWriter output, string name, Action<Assembler> body)
@@ -42,10 +49,8 @@ internal static class HardwareFloorComparison
         for (int i = -WarmUpWindows; i < Windows; i++)
         {
             int window = Math.Max(i, 0);
-            bare[window] = floor.ExitNanoseconds(Exits + 1);
-            double start = HostClock.Instance.Nanoseconds;
-            guest.Run();
-            exit[window] = (HostClock.Instance.Nanoseconds - start) / (Exits + 1);
+            bare[window] = Nanoseconds(() => floor.Exits(Exits + 1)) / (Exits + 1);
+            exit[window] = Nanoseconds(guest.Run) / (Exits + 1);
             ratio[window] = exit[window] / bare[window];
         }
 

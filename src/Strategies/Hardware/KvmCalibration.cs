@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
@@ -12,7 +11,7 @@ namespace VirtBench.Strategies.Hardware;
 /// the guest came back nor asks for its registers. What it adds is what the VMM costs.
 /// </summary>
 [SupportedOSPlatform("linux")]
-internal sealed unsafe partial class KvmCalibration : IDisposable
+internal sealed unsafe class KvmCalibration : IDisposable
 {
     private readonly int _device = KvmMachine.OpenDevice();
     private VirtualMachine? _machine;
@@ -30,33 +29,39 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         }
     }
 
-    /// <summary>Nanoseconds of one KVM_RUN, over so many in a row.</summary>
-    public double ExitNanoseconds(int count)
+    /// <summary>Enters the guest so many times, and does nothing else.</summary>
+    public void Exits(int count)
     {
-        int vcpu = _engine!.Machine.VcpuDescriptor;
-        double start = HostClock.Instance.Nanoseconds;
+        KvmMachine machine = _engine!.Machine;
         for (int i = 0; i < count; i++)
         {
-            _ = BareIoctl(vcpu, Kvm.Run, 0);
+            _ = machine.Enter();
         }
-
-        return (HostClock.Instance.Nanoseconds - start) / count;
     }
 
-    /// <summary>Nanoseconds of an ioctl that does nothing (KVM_GET_API_VERSION), as <see cref="Kvm.Ioctl"/> makes it.</summary>
-    public double NullIoctlNanoseconds(int count)
+    /// <summary>So many ioctls that do nothing (KVM_GET_API_VERSION), made as <see cref="Kvm.Ioctl"/> makes them.</summary>
+    public void NullIoctls(int count)
     {
-        double start = HostClock.Instance.Nanoseconds;
         for (int i = 0; i < count; i++)
         {
             _ = Kvm.Ioctl(_device, Kvm.GetApiVersion, null);
         }
-
-        return (HostClock.Instance.Nanoseconds - start) / count;
     }
 
-    /// <summary>The reason of the last exit, to see that the loop does what it is meant to.</summary>
-    public uint LastExitReason => _engine!.Machine.Run->ExitReason;
+    /// <summary>The same as <see cref="KvmMachine.Enter"/> makes it, without the C library.</summary>
+    public void BareNullIoctls(int count)
+    {
+        for (int i = 0; i < count; i++)
+        {
+            _ = KvmMachine.BareIoctl(_device, Kvm.GetApiVersion);
+        }
+    }
+
+    /// <summary>Whether KVM copies the general registers at each exit, as it does for the strategy.</summary>
+    public bool CopyRegisters
+    {
+        set => _engine!.Machine.Run->ValidRegs = value ? Kvm.SyncX86Regs : 0;
+    }
 
     /// <inheritdoc/>
     public void Dispose()
@@ -65,9 +70,6 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         _machine = null;
         _ = Linux.Close(_device);
     }
-
-    [LibraryImport("libc", EntryPoint = "ioctl")]
-    private static partial int BareIoctl(int fd, nuint request, nuint argument);
 
     /// <summary>Holds the KVM machine of a VM that the core only loads, never runs.</summary>
     private sealed class BareEngine(VirtualCpu cpu, GuestMemory memory) : IExecutionEngine
