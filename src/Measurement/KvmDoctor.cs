@@ -10,6 +10,9 @@ internal static class KvmDoctor
     private const string Amd = "kvm_amd";
     private const string NoHardwareStrategy = "strategies with hardware assist cannot run here";
 
+    private const string ContainerRemedy =
+        "docker run --device /dev/kvm --group-add $(stat -c %g /dev/kvm) … (podman: --device /dev/kvm --group-add keep-groups)";
+
     public static IEnumerable<Finding> Examine(HostEnvironment host, KvmHost kvm) =>
         kvm.Access switch
         {
@@ -81,9 +84,6 @@ internal static class KvmDoctor
             NoHardwareStrategy,
             remedy
         );
-
-    private const string ContainerRemedy =
-        "docker run --device /dev/kvm --group-add $(stat -c %g /dev/kvm) … (podman: --device /dev/kvm --group-add keep-groups)";
 
     private static Finding NoPermission(HostEnvironment host) =>
         new(
