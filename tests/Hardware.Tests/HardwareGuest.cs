@@ -89,6 +89,21 @@ internal sealed class HardwareGuest : IDisposable
         Assert.SkipWhen(reason is not null, reason ?? "");
     }
 
+    /// <summary>Skips where the engine names a hole of this instruction: the fact is known not to hold.</summary>
+    public static void SkipWhereHole(string instruction)
+    {
+        SkipUnlessAvailable();
+        VirtualizationHole? hole = HardwareHoles.Of(KvmHost.Current).FirstOrDefault(hole => hole.Instruction == instruction);
+        Assert.SkipWhen(hole is not null, $"{KvmHost.Current.Module}: {instruction} {hole?.Effect}");
+    }
+
+    /// <summary>Skips under kvm_pvm, whose ring 0 lacks something that the hardware has.</summary>
+    public static void SkipUnderPvm(string lack)
+    {
+        SkipUnlessAvailable();
+        Assert.SkipWhen(KvmHost.Current.Module == KvmProbe.PvmModule, $"kvm_pvm {lack}");
+    }
+
     public static GuestImage Assemble(Action<Assembler> program)
     {
         var a = new Assembler(64);
@@ -217,6 +232,21 @@ internal sealed class HardwareGuest : IDisposable
         Memory.Write(pointers + (((linear >> 30) & 511) * 8), physical | rights | Pte.Large);
     }
 
+    /// <summary>A 2 MiB page at a linear address above the first gigabyte and below 512 GiB, identity-mapped or not.</summary>
+    public void MapLargePage(ulong linear, ulong? physical = null, ulong rights = Pte.Present | Pte.Writable)
+    {
+        ulong slot = PhysicalLayout.PageTables + 0x1000 + (linear >> 30 << 3);
+        ulong directory = Memory.Read<ulong>(slot) & Pte.AddressMask;
+        if (directory == 0)
+        {
+            directory = Tables + 0x20_0000 + (linear >> 30 << 12);
+            Memory.Write(slot, directory | Pte.Present | Pte.Writable | Pte.User);
+        }
+
+        ulong target = (physical ?? linear) >> 21 << 21;
+        Memory.Write(directory + ((linear >> 21 & 511) * 8), target | rights | Pte.Large);
+    }
+
     /// <summary>Cuts the 2 MiB page of the boot tables that holds an address into 512 pages, with a table of its own.</summary>
     /// <returns>Guest-physical address of the page table.</returns>
     public ulong SplitLargePage(ulong address)
@@ -230,6 +260,48 @@ internal sealed class HardwareGuest : IDisposable
 
         Memory.Write(slot, table | Pte.Present | Pte.Writable | Pte.User);
         return table;
+    }
+
+    /// <summary>
+    /// Starts the guest in ring 3 instead, all of it open to ring 3: with the handlers, a TSS whose ring-0 stack they get,
+    /// and selectors 0x18 (data) and 0x20 (code) for ring 3, so that STAR's halves may be 0x08 and 0x10.
+    /// </summary>
+    public HardwareGuest EnterInRingThree()
+    {
+        InstallHandlers();
+        InstallUserSegments();
+        for (ulong level = 0; level < 3; level++)
+        {
+            ulong table = PhysicalLayout.PageTables + (level * 0x1000);
+            for (ulong i = 0; i < (level == 2 ? 8UL : 1); i++)
+            {
+                Memory.Write(table + (8 * i), Memory.Read<ulong>(table + (8 * i)) | Pte.User);
+            }
+        }
+
+        Cpu.Idtr = new DescriptorTable(Idt, (256 * 16) - 1);
+        Cpu.Tr = new Segment(TaskSelector, TaskState, 0x67, 0x8B);
+        Cpu.Cs = new Segment(UserCode, 0, uint.MaxValue, 0xA0FB);
+        Cpu.Ss = Cpu.Ds = Cpu.Es = new Segment(UserData, 0, uint.MaxValue, 0xC0F3);
+        return this;
+    }
+
+    public const ushort UserData = 0x18 | 3;
+    public const ushort UserCode = 0x20 | 3;
+    public const ushort TaskSelector = 0x28;
+    public const ulong TaskState = 0x33_0000;
+    public const ulong RingZeroStack = 0x35_0000;
+
+    /// <summary>Segments for ring 3 in the boot GDT, and a TSS with a ring-0 stack.</summary>
+    public void InstallUserSegments()
+    {
+        const ulong gdt = PhysicalLayout.Gdt;
+        Memory.Write(gdt + (UserData & ~7), 0x00CF_F300_0000_FFFFUL);
+        Memory.Write(gdt + (UserCode & ~7), 0x00AF_FB00_0000_FFFFUL);
+        Memory.Write(gdt + TaskSelector, 0x67 | ((TaskState & 0xFF_FFFF) << 16) | (0x89UL << 40));
+        Memory.Write(gdt + TaskSelector + 8, 0UL);
+        Memory.Write(TaskState + 4, RingZeroStack);
+        Cpu.Gdtr = new DescriptorTable(gdt, TaskSelector + 15);
     }
 
     public void Dispose() => Machine.Dispose();

@@ -28,6 +28,14 @@ internal static class HardwareHoles
         new("mwait", "executed as a no-operation instead of raising #UD"),
     ];
 
+    // What kvm_pvm's emulator of ring 0 does otherwise, and what the host's CPU does in ring 3 without asking it.
+    private static readonly VirtualizationHole[] OfPvm =
+    [
+        new("cpuid", "shows features of the host's CPU: all of them in ring 3, many in ring 0"),
+        new("rdtscp", "ends the guest in ring 0, where kvm_pvm does not have it, and reads the host's TSC_AUX in ring 3"),
+        new("wrmsr", "does not change the time-stamp counter, raises #GP for TSC_AUX, and takes any value for PAT"),
+    ];
+
     /// <summary>The holes of the module found.</summary>
     public static IReadOnlyList<VirtualizationHole> Of(KvmHost host)
     {
@@ -37,12 +45,12 @@ internal static class HardwareHoles
         // A CPU's own hypercall exits to KVM, which answers an unknown number with an error; the other vendor's is #UD once
         // the quirk that would patch it is off.
         bool patches = Lacks("KVM_CAP_DISABLE_QUIRKS2");
-        if (patches || host.Module is not ("kvm_amd" or "kvm_pvm"))
+        if (patches || host.Module is not (KvmProbe.AmdModule or KvmProbe.PvmModule))
         {
             holes.Add(new VirtualizationHole("vmcall", "answered by KVM with an error in RAX instead of raising #UD"));
         }
 
-        if (patches || host.Module is not ("kvm_intel" or "kvm_pvm"))
+        if (patches || host.Module is not (KvmProbe.IntelModule or KvmProbe.PvmModule))
         {
             holes.Add(new VirtualizationHole("vmmcall", "answered by KVM with an error in RAX instead of raising #UD"));
         }
@@ -50,6 +58,11 @@ internal static class HardwareHoles
         if (patches)
         {
             holes.AddRange(WithoutQuirks);
+        }
+
+        if (host.Module == KvmProbe.PvmModule)
+        {
+            holes.AddRange(OfPvm);
         }
 
         if (Lacks("KVM_CAP_X86_MSR_FILTER") || Lacks("KVM_CAP_X86_USER_SPACE_MSR"))
