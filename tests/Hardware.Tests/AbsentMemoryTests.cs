@@ -262,7 +262,7 @@ public sealed class AbsentMemoryTests
             a.ud2();
         });
         guest.EnterInRingThree();
-        guest.Memory.Write(Vmm.Boot.PhysicalLayout.PageTables + 0x2000 + (NoRam >> 21 << 3), NoRam | 0x87UL);
+        guest.MapLargePageOfBoot(NoRam);
         Assert.Equal(6, guest.RunToException().Vector);
         Assert.Equal(3, (int)guest.Result(2) & 3); // CS of the frame
     }

@@ -62,7 +62,13 @@ public sealed class CpuidTests
         for (int i = 0; i < leaves.Length; i++)
         {
             CpuidResult expected = PlatformCpuid.Query(leaves[i]);
-            ulong[] got = [guest.Result(4 * i), guest.Result((4 * i) + 1), guest.Result((4 * i) + 2), guest.Result((4 * i) + 3)];
+            ulong[] got =
+            [
+                guest.Result(4 * i),
+                guest.Result((4 * i) + 1),
+                guest.Result((4 * i) + 2),
+                guest.Result((4 * i) + 3),
+            ];
             ulong[] wanted = [expected.Eax, expected.Ebx, expected.Ecx, expected.Edx];
             if (!wanted.SequenceEqual(got))
             {
@@ -96,7 +102,10 @@ public sealed class CpuidTests
         for (int i = 0; i < leaves.Length; i++)
         {
             CpuidResult expected = PlatformCpuid.Query(leaves[i]);
-            Assert.Equal((expected.Ebx, expected.Ecx, expected.Edx), (guest.Result(3 * i), guest.Result((3 * i) + 1), guest.Result((3 * i) + 2)));
+            Assert.Equal(
+                (expected.Ebx, expected.Ecx, expected.Edx),
+                (guest.Result(3 * i), guest.Result((3 * i) + 1), guest.Result((3 * i) + 2))
+            );
         }
 
         Assert.Empty(guest.OtherExits);

@@ -77,6 +77,9 @@ internal sealed class HardwareGuest : IDisposable
 
     public VirtualCpu Cpu => Machine.Cpu;
 
+    /// <summary>For a guest that has been moved: it has begun its region in another machine.</summary>
+    public bool RegionWasBegun { get; set; }
+
     public string Console => System.Text.Encoding.Latin1.GetString(_console.ToArray());
 
     /// <summary>Skips where the host has no usable /dev/kvm; one that fails its self-check fails the test.</summary>
@@ -93,7 +96,9 @@ internal sealed class HardwareGuest : IDisposable
     public static void SkipWhereHole(string instruction)
     {
         SkipUnlessAvailable();
-        VirtualizationHole? hole = HardwareHoles.Of(KvmHost.Current).FirstOrDefault(hole => hole.Instruction == instruction);
+        VirtualizationHole? hole = HardwareHoles
+            .Of(KvmHost.Current)
+            .FirstOrDefault(hole => hole.Instruction == instruction);
         Assert.SkipWhen(hole is not null, $"{KvmHost.Current.Module}: {instruction} {hole?.Effect}");
     }
 
@@ -233,18 +238,18 @@ internal sealed class HardwareGuest : IDisposable
     }
 
     /// <summary>A 2 MiB page at a linear address above the first gigabyte and below 512 GiB, identity-mapped or not.</summary>
-    public void MapLargePage(ulong linear, ulong? physical = null, ulong rights = Pte.Present | Pte.Writable)
+    public void MapLargePage(ulong linear, ulong? physical = null, ulong tables = Tables + 0x20_0000)
     {
         ulong slot = PhysicalLayout.PageTables + 0x1000 + (linear >> 30 << 3);
         ulong directory = Memory.Read<ulong>(slot) & Pte.AddressMask;
         if (directory == 0)
         {
-            directory = Tables + 0x20_0000 + (linear >> 30 << 12);
+            directory = tables + (linear >> 30 << 12);
             Memory.Write(slot, directory | Pte.Present | Pte.Writable | Pte.User);
         }
 
         ulong target = (physical ?? linear) >> 21 << 21;
-        Memory.Write(directory + ((linear >> 21 & 511) * 8), target | rights | Pte.Large);
+        Memory.Write(directory + ((linear >> 21 & 511) * 8), target | Pte.Present | Pte.Writable | Pte.Large);
     }
 
     /// <summary>Cuts the 2 MiB page of the boot tables that holds an address into 512 pages, with a table of its own.</summary>
@@ -270,6 +275,17 @@ internal sealed class HardwareGuest : IDisposable
     {
         InstallHandlers();
         InstallUserSegments();
+        OpenToRingThree();
+        Cpu.Idtr = new DescriptorTable(Idt, (256 * 16) - 1);
+        Cpu.Tr = new Segment(TaskSelector, TaskState, 0x67, 0x8B);
+        Cpu.Cs = new Segment(UserCode, 0, uint.MaxValue, 0xA0FB);
+        Cpu.Ss = Cpu.Ds = Cpu.Es = new Segment(UserData, 0, uint.MaxValue, 0xC0F3);
+        return this;
+    }
+
+    /// <summary>Lets ring 3 use all RAM through the boot tables.</summary>
+    public void OpenToRingThree()
+    {
         for (ulong level = 0; level < 3; level++)
         {
             ulong table = PhysicalLayout.PageTables + (level * 0x1000);
@@ -278,13 +294,14 @@ internal sealed class HardwareGuest : IDisposable
                 Memory.Write(table + (8 * i), Memory.Read<ulong>(table + (8 * i)) | Pte.User);
             }
         }
-
-        Cpu.Idtr = new DescriptorTable(Idt, (256 * 16) - 1);
-        Cpu.Tr = new Segment(TaskSelector, TaskState, 0x67, 0x8B);
-        Cpu.Cs = new Segment(UserCode, 0, uint.MaxValue, 0xA0FB);
-        Cpu.Ss = Cpu.Ds = Cpu.Es = new Segment(UserData, 0, uint.MaxValue, 0xC0F3);
-        return this;
     }
+
+    /// <summary>Opens the page of the boot tables that holds an address to ring 3.</summary>
+    public void MapLargePageOfBoot(ulong address) =>
+        Memory.Write(
+            PhysicalLayout.PageTables + 0x2000 + (address >> 21 << 3),
+            (address >> 21 << 21) | Pte.Present | Pte.Writable | Pte.User | Pte.Large
+        );
 
     public const ushort UserData = 0x18 | 3;
     public const ushort UserCode = 0x20 | 3;
@@ -301,6 +318,7 @@ internal sealed class HardwareGuest : IDisposable
         Memory.Write(gdt + TaskSelector, 0x67 | ((TaskState & 0xFF_FFFF) << 16) | (0x89UL << 40));
         Memory.Write(gdt + TaskSelector + 8, 0UL);
         Memory.Write(TaskState + 4, RingZeroStack);
+        Memory.Write(TaskState + 0x66, (ushort)0x68); // no I/O bitmap
         Cpu.Gdtr = new DescriptorTable(gdt, TaskSelector + 15);
     }
 

@@ -128,7 +128,6 @@ public sealed class MsrTests
             { Msr.Lstar, 0x8000_0000_0000_0000 },
             { Msr.FsBase, 0x0000_8000_0000_0000 },
             { Msr.Pat, 2 },
-            { Msr.TscAux, 1UL << 32 },
             { Msr.Efer, Efer.Lme | (1 << 12) }, // SVME
             { Msr.Efer, Efer.Nxe }, // long mode off under paging
         };
@@ -138,6 +137,10 @@ public sealed class MsrTests
     public void A_value_that_the_register_cannot_have_raises_gp(uint msr, ulong value)
     {
         SkipWhereWritesDiffer(msr is Msr.Pat);
+        Assert.SkipWhen(
+            EmulatedMachine.IsQemu && msr is Msr.Lstar or Msr.FsBase,
+            "QEMU's processor takes addresses that are not canonical"
+        );
         using var guest = new HardwareGuest(a =>
         {
             a.LoadIdt();
