@@ -55,7 +55,16 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         _module = module;
         KickSignal.Install();
         _machine = new KvmMachine(memory, without);
-        _statistics = KvmStatistics.Open(_machine);
+        try
+        {
+            _statistics = KvmStatistics.Open(_machine);
+        }
+        catch
+        {
+            _machine.Dispose();
+            throw;
+        }
+
         Capabilities = capabilities with { KernelStatistics = _statistics?.Names ?? [] };
     }
 
