@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
@@ -12,7 +11,7 @@ namespace VirtBench.Strategies.Hardware;
 /// the guest came back nor asks for its registers. What it adds is what the VMM costs.
 /// </summary>
 [SupportedOSPlatform("linux")]
-internal sealed unsafe partial class KvmCalibration : IDisposable
+internal sealed unsafe class KvmCalibration : IDisposable
 {
     private readonly int _device = KvmMachine.OpenDevice();
     private VirtualMachine? _machine;
@@ -33,10 +32,10 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
     /// <summary>Enters the guest so many times, and does nothing else.</summary>
     public void Exits(int count)
     {
-        int vcpu = _engine!.Machine.VcpuDescriptor;
+        KvmMachine machine = _engine!.Machine;
         for (int i = 0; i < count; i++)
         {
-            _ = BareIoctl(vcpu, Kvm.Run, 0);
+            _ = machine.Enter();
         }
     }
 
@@ -49,6 +48,21 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         }
     }
 
+    /// <summary>The same as <see cref="KvmMachine.Enter"/> makes it, without the C library.</summary>
+    public void BareNullIoctls(int count)
+    {
+        for (int i = 0; i < count; i++)
+        {
+            _ = KvmMachine.BareIoctl(_device, Kvm.GetApiVersion);
+        }
+    }
+
+    /// <summary>Whether KVM copies the general registers at each exit, as it does for the strategy.</summary>
+    public bool CopyRegisters
+    {
+        set => _engine!.Machine.Run->ValidRegs = value ? Kvm.SyncX86Regs : 0;
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {
@@ -56,9 +70,6 @@ internal sealed unsafe partial class KvmCalibration : IDisposable
         _machine = null;
         _ = Linux.Close(_device);
     }
-
-    [LibraryImport("libc", EntryPoint = "ioctl")]
-    private static partial int BareIoctl(int fd, nuint request, nuint argument);
 
     /// <summary>Holds the KVM machine of a VM that the core only loads, never runs.</summary>
     private sealed class BareEngine(VirtualCpu cpu, GuestMemory memory) : IExecutionEngine

@@ -1,4 +1,5 @@
 using System.ComponentModel;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
@@ -67,9 +68,6 @@ internal sealed unsafe class KvmMachine : IDisposable
     /// <summary>The page shared with the kernel. The guest cannot reach it.</summary>
     public Kvm.RunPage* Run { get; private set; }
 
-    /// <summary>The vCPU's descriptor.</summary>
-    public int VcpuDescriptor => _vcpu;
-
     /// <summary>Opens the device.</summary>
     /// <exception cref="Win32Exception">It cannot be opened.</exception>
     public static int OpenDevice()
@@ -82,7 +80,29 @@ internal sealed unsafe class KvmMachine : IDisposable
     public static int ApiVersion(int kvm) => Kvm.Ioctl(kvm, Kvm.GetApiVersion, null);
 
     /// <summary>KVM_RUN: 0, or the error number.</summary>
-    public int Enter() => Kvm.Ioctl(_vcpu, Kvm.Run, null) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public int Enter() => -BareIoctl(_vcpu, Kvm.Run);
+
+    /// <summary>A request without an argument: its result, or the negative error number.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int BareIoctl(int fd, nuint request) => (int)SystemCallEntry(fd, request, 0);
+
+    /// <summary>
+    /// ioctl(2) without the C library: the error comes back as the result and nothing has to be kept in thread-local
+    /// storage, which each exit would pay for.
+    /// </summary>
+    private static readonly delegate* unmanaged<long, ulong, ulong, long> SystemCallEntry = CreateSystemCallEntry();
+
+    private static delegate* unmanaged<long, ulong, ulong, long> CreateSystemCallEntry()
+    {
+        // mov eax, __NR_ioctl; syscall; ret. The arguments are in the kernel's registers already.
+        ReadOnlySpan<byte> code = [0xB8, 0x10, 0x00, 0x00, 0x00, 0x0F, 0x05, 0xC3];
+        const int page = 4096;
+        byte* memory = Linux.MapAnonymous(page);
+        code.CopyTo(new Span<byte>(memory, page));
+        Linux.MakeExecutable(memory, page);
+        return (delegate* unmanaged<long, ulong, ulong, long>)memory;
+    }
 
     /// <summary>A request to the vCPU that fills or takes a structure.</summary>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
