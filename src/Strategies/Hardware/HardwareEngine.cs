@@ -53,10 +53,19 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         _cpu = cpu;
         _memory = memory;
         _module = module;
+        KickSignal.Install();
         _machine = new KvmMachine(memory, without);
-        _statistics = KvmStatistics.Open(_machine);
+        try
+        {
+            _statistics = KvmStatistics.Open(_machine);
+        }
+        catch
+        {
+            _machine.Dispose();
+            throw;
+        }
+
         Capabilities = capabilities with { KernelStatistics = _statistics?.Names ?? [] };
-        _ = KickSignal.Number;
     }
 
     /// <inheritdoc/>
@@ -177,30 +186,51 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <inheritdoc/>
     public void Inject(in GuestEvent guestEvent)
     {
-        if (guestEvent.Kind != GuestEventKind.Exception)
+        switch (guestEvent.Kind)
         {
-            throw new NotSupportedException($"{guestEvent.Kind} events are not injected");
+            case GuestEventKind.Exception:
+                _injected = guestEvent;
+                break;
+            case GuestEventKind.SoftwareInterrupt:
+                break; // RIP is at the instruction, which the hardware executes itself
+            default:
+                throw new NotSupportedException($"{guestEvent.Kind} events are not injected");
         }
-
-        _injected = guestEvent;
     }
 
     /// <inheritdoc/>
     public void SaveLazyState()
     {
+        if (_injected.Kind != GuestEventKind.None)
+        {
+            _cpu.PendingEvent = _injected; // a kick came before the entry
+            _injected = default;
+        }
+
         if (_loadState || _failure is not null)
         {
             return; // the core's is the newest there is
         }
 
-        Complete();
-        KvmState.Save(_cpu, _machine);
-        LeaveRegisters();
+        try
+        {
+            if (Complete())
+            {
+                LeaveRegisters();
+            }
+
+            KvmState.Save(_cpu, _machine);
+        }
+        catch (Win32Exception e)
+        {
+            _ = Fail(e.Message);
+        }
     }
 
     /// <inheritdoc/>
     public void LoadLazyState()
     {
+        Discard();
         _loadState = true;
         _failure = null;
     }
@@ -231,20 +261,19 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     {
         if (_loadState)
         {
-            Complete();
             KvmState.Load(_cpu, _machine);
             EnterRegisters();
             _loadState = false;
         }
         else if (RegistersChanged())
         {
-            Complete();
+            Discard();
             EnterRegisters();
         }
 
         if (_injected.Kind != GuestEventKind.None)
         {
-            Complete();
+            Discard();
             KvmState.Inject(_injected, _machine);
             _injected = default;
         }
@@ -252,13 +281,14 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
 
     /// <summary>
     /// Finishes the instruction whose I/O the core has done, without entering the guest: KVM does that at the next entry, and
-    /// until then registers are in between.
+    /// until then registers are in between. What the instruction has still to do is held back for the next <see cref="Run"/>.
     /// </summary>
-    private void Complete()
+    /// <returns>Whether there was something to finish.</returns>
+    private bool Complete()
     {
-        if (!_completes)
+        if (!_completes || _held is not null)
         {
-            return;
+            return false;
         }
 
         _completes = false;
@@ -275,6 +305,17 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         {
             _held = Classify(); // the instruction has more to do
         }
+
+        return true;
+    }
+
+    /// <summary>Gets the instruction that the guest is in over with, whatever it does: the core has other plans for the guest.</summary>
+    private void Discard()
+    {
+        do
+        {
+            _held = null;
+        } while (Complete());
     }
 
     /// <summary>

@@ -28,6 +28,34 @@ internal static class HardwareHoles
         new("mwait", "executed as a no-operation instead of raising #UD"),
     ];
 
+    private const string HostsTable = "in ring 3 reads the host's descriptor table";
+
+    // What kvm_pvm's emulator of ring 0 does otherwise, and what the host's CPU does in ring 3 without asking it.
+    private static readonly VirtualizationHole[] OfPvm =
+    [
+        new("cpuid", "shows features of the host's CPU: all of them in ring 3, many in ring 0"),
+        new(
+            "rdtscp",
+            "ends the guest in ring 0, where kvm_pvm does not have it, and shows the host's TSC_AUX in ring 3"
+        ),
+        new("wrmsr", "does not change the time-stamp counter, raises #GP for TSC_AUX, and takes any value for PAT"),
+        new("popf", "in ring 3 leaves IOPL as it was"),
+        new("pushf", "in ring 3 shows the host's interrupt flag, always set"),
+        new("mov r,cs", "in ring 3 shows the host's selector"),
+        new("mov r,sreg", "in ring 3 shows the host's selectors in SS, DS, ES, FS and GS"),
+        new("mov sreg,r", "in ring 3 loads the host's segments"),
+        new("lar", HostsTable),
+        new("lsl", HostsTable),
+        new("verr", HostsTable),
+        new("verw", HostsTable),
+        new("xgetbv", "in ring 3 shows the host's XCR0 instead of raising #UD"),
+        new("sysretq", "ends the guest with a triple fault in a handler that SYSCALL has entered"),
+        new(
+            "int",
+            "in ring 3 raises #UD for vector 0x80, and ends the guest in ring 0, where kvm_pvm does not have it"
+        ),
+    ];
+
     /// <summary>The holes of the module found.</summary>
     public static IReadOnlyList<VirtualizationHole> Of(KvmHost host)
     {
@@ -35,21 +63,18 @@ internal static class HardwareHoles
         bool Lacks(string capability) => host.Missing.Any(missing => missing.Name == capability);
 
         // A CPU's own hypercall exits to KVM, which answers an unknown number with an error; the other vendor's is #UD once
-        // the quirk that would patch it is off.
+        // the quirk that would patch it is off, but KVM looks at the privilege level first.
         bool patches = Lacks("KVM_CAP_DISABLE_QUIRKS2");
-        if (patches || host.Module is not ("kvm_amd" or "kvm_pvm"))
-        {
-            holes.Add(new VirtualizationHole("vmcall", "answered by KVM with an error in RAX instead of raising #UD"));
-        }
-
-        if (patches || host.Module is not ("kvm_intel" or "kvm_pvm"))
-        {
-            holes.Add(new VirtualizationHole("vmmcall", "answered by KVM with an error in RAX instead of raising #UD"));
-        }
-
+        holes.Add(Hypercall("vmcall", patches || host.Module is not (KvmProbe.AmdModule or KvmProbe.PvmModule)));
+        holes.Add(Hypercall("vmmcall", patches || host.Module is not KvmProbe.IntelModule));
         if (patches)
         {
             holes.AddRange(WithoutQuirks);
+        }
+
+        if (host.Module == KvmProbe.PvmModule)
+        {
+            holes.AddRange(OfPvm);
         }
 
         if (Lacks("KVM_CAP_X86_MSR_FILTER") || Lacks("KVM_CAP_X86_USER_SPACE_MSR"))
@@ -59,4 +84,12 @@ internal static class HardwareHoles
 
         return holes;
     }
+
+    private static VirtualizationHole Hypercall(string instruction, bool answered) =>
+        new(
+            instruction,
+            answered
+                ? "answered by KVM with an error in RAX instead of raising #UD"
+                : "raises #GP in ring 3 instead of #UD"
+        );
 }

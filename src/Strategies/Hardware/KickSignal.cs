@@ -17,16 +17,30 @@ internal static unsafe class KickSignal
     private const int LastCandidate = 60;
     private const int SaRestart = 0x1000_0000;
 
-    /// <summary>Its number: the handler is installed when this is first asked for.</summary>
-    public static int Number { get; } = Install();
+    private static readonly Lock Gate = new();
+    private static int _number;
+
+    /// <summary>Installs the handler, once per process.</summary>
+    /// <exception cref="Win32Exception">No signal is free, or the kernel refuses.</exception>
+    public static void Install()
+    {
+        lock (Gate)
+        {
+            if (_number == 0)
+            {
+                _number = InstallFree();
+            }
+        }
+    }
 
     /// <summary>Sends it to a thread of this process.</summary>
-    public static void Send(int thread) => Linux.SyscallIgnored(Linux.SysTgkill, Environment.ProcessId, thread, Number);
+    public static void Send(int thread) =>
+        Linux.SyscallIgnored(Linux.SysTgkill, Environment.ProcessId, thread, _number);
 
     /// <summary>The calling thread's id.</summary>
     public static int CurrentThread() => (int)Linux.Syscall(Linux.SysGettid);
 
-    private static int Install()
+    private static int InstallFree()
     {
         const byte ret = 0xC3;
         byte* page = Linux.MapAnonymous(4096);

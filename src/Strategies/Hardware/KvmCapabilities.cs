@@ -62,6 +62,7 @@ internal sealed record KvmCapabilities
             "a guest could not be stopped reliably (Linux 4.12 and later have it)",
             required: true
         );
+        _ = Ask(Kvm.CapXsave, "KVM_CAP_XSAVE", "x87 and SSE state could not be kept", required: true);
         const string quirks = "VMCALL and VMMCALL, MONITOR and MWAIT do something instead of raising #UD";
         ulong quirksOff = (ulong)Ask(Kvm.CapDisableQuirks2, "KVM_CAP_DISABLE_QUIRKS2", quirks);
         return new KvmCapabilities

@@ -210,7 +210,7 @@ internal sealed unsafe class KvmMachine : IDisposable
             (Msr.Efer, Msr.Fmask - Msr.Efer + 1),
             (Msr.FsBase, Msr.TscAux - Msr.FsBase + 1),
         ];
-        byte allowed = 0xFF;
+        ulong allowed = 0xFF; // the kernel reads bitmaps by words
         var filter = new Kvm.MsrFilter { Flags = Kvm.MsrFilterDefaultDeny };
         for (int i = 0; i < kept.Length; i++)
         {
@@ -219,7 +219,7 @@ internal sealed unsafe class KvmMachine : IDisposable
                 Flags = Kvm.MsrFilterReadWrite,
                 Base = kept[i].First,
                 Nmsrs = kept[i].Count,
-                Bitmap = &allowed,
+                Bitmap = (byte*)&allowed,
             };
         }
 

@@ -17,9 +17,9 @@ namespace VirtBench.Strategies.Hardware;
 /// </summary>
 internal static class KvmProbe
 {
-    private const string IntelModule = "kvm_intel";
-    private const string AmdModule = "kvm_amd";
-    private const string PvmModule = "kvm_pvm";
+    public const string IntelModule = "kvm_intel";
+    public const string AmdModule = "kvm_amd";
+    public const string PvmModule = "kvm_pvm";
 
     /// <summary>
     /// A ring-0 instruction that takes so many times as long as the same outside is not executed by the CPU. Emulation takes

@@ -50,9 +50,11 @@ internal static unsafe class KvmState
         machine.Vcpu(Kvm.SetSregs, ref sregs, "KVM_SET_SREGS");
         machine.Run->Cr8 = cpu.Cr8;
 
-        Kvm.Fpu fpu = default;
-        FxsaveToFpu((byte*)cpu.Registers + GuestRegisters.FxsaveOffset, &fpu);
-        machine.Vcpu(Kvm.SetFpu, ref fpu, "KVM_SET_FPU");
+        // Not KVM_SET_FPU and KVM_GET_FPU: they leave MXCSR out.
+        Kvm.Xsave xsave = default;
+        CopyFxsave(cpu.Registers->Fxsave, xsave.Region);
+        *(ulong*)(xsave.Region + Kvm.Xsave.HeaderOffset) = Kvm.Xsave.X87 | Kvm.Xsave.Sse;
+        machine.Vcpu(Kvm.SetXsave, ref xsave, "KVM_SET_XSAVE");
 
         Span<Kvm.MsrEntry> msrs = stackalloc Kvm.MsrEntry[MsrIndices.Length];
         ReadOnlySpan<ulong> values = [cpu.Star, cpu.Lstar, cpu.Cstar, cpu.Fmask, cpu.KernelGsBase, cpu.TscAux, cpu.Pat];
@@ -86,11 +88,12 @@ internal static unsafe class KvmState
 
         if (machine.Capabilities.VcpuEvents)
         {
-            // KVM_X86_SHADOW_INT_STI; which of the two instructions it was makes no difference to a guest.
+            // With IF clear it can only be that of MOV SS; VT-x refuses to enter a guest that claims STI's then.
+            byte shadow = (cpu.Rflags & Rflags.If) != 0 ? Kvm.ShadowOfSti : Kvm.ShadowOfMovSs;
             var events = new Kvm.VcpuEvents
             {
                 Flags = Kvm.VcpuEventValidShadow,
-                InterruptShadow = cpu.InterruptShadow ? (byte)2 : (byte)0,
+                InterruptShadow = cpu.InterruptShadow ? shadow : (byte)0,
             };
             machine.Vcpu(Kvm.SetVcpuEvents, ref events, "KVM_SET_VCPU_EVENTS");
         }
@@ -100,6 +103,14 @@ internal static unsafe class KvmState
     /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
     public static void Save(VirtualCpu cpu, KvmMachine machine)
     {
+        // Before the registers: this makes KVM put the address of a page fault that is pending into CR2.
+        Kvm.VcpuEvents events = default;
+        if (machine.Capabilities.VcpuEvents)
+        {
+            machine.Vcpu(Kvm.GetVcpuEvents, ref events, "KVM_GET_VCPU_EVENTS");
+            cpu.InterruptShadow = events.InterruptShadow != 0;
+        }
+
         Kvm.Sregs sregs = default;
         machine.Vcpu(Kvm.GetSregs, ref sregs, "KVM_GET_SREGS");
         cpu.Cs = FromKvm(sregs.Cs);
@@ -118,10 +129,17 @@ internal static unsafe class KvmState
         cpu.Cr4 = sregs.Cr4;
         cpu.Cr8 = sregs.Cr8;
         cpu.Efer = sregs.Efer;
+        if ((events.ExceptionInjected | events.ExceptionPending) != 0 && !IsSoftware(events.ExceptionNumber))
+        {
+            cpu.PendingEvent =
+                events.ExceptionNumber == Vector.PageFault
+                    ? GuestEvent.PageFault(sregs.Cr2, events.ExceptionErrorCode)
+                    : GuestEvent.Exception(events.ExceptionNumber, events.ExceptionErrorCode);
+        }
 
-        Kvm.Fpu fpu = default;
-        machine.Vcpu(Kvm.GetFpu, ref fpu, "KVM_GET_FPU");
-        FpuToFxsave(&fpu, (byte*)cpu.Registers + GuestRegisters.FxsaveOffset);
+        Kvm.Xsave xsave = default;
+        machine.Vcpu(Kvm.GetXsave, ref xsave, "KVM_GET_XSAVE");
+        CopyFxsave(xsave.Region, cpu.Registers->Fxsave);
 
         Span<Kvm.MsrEntry> msrs = stackalloc Kvm.MsrEntry[MsrIndices.Length + 1];
         for (int i = 0; i < MsrIndices.Length; i++)
@@ -152,20 +170,6 @@ internal static unsafe class KvmState
             cpu.Dr6 = debug.Dr6;
             cpu.Dr7 = debug.Dr7;
         }
-
-        if (machine.Capabilities.VcpuEvents)
-        {
-            Kvm.VcpuEvents events = default;
-            machine.Vcpu(Kvm.GetVcpuEvents, ref events, "KVM_GET_VCPU_EVENTS");
-            cpu.InterruptShadow = events.InterruptShadow != 0;
-            if (events.ExceptionInjected != 0 || events.ExceptionPending != 0)
-            {
-                cpu.PendingEvent =
-                    events.ExceptionNumber == Vector.PageFault
-                        ? GuestEvent.PageFault(sregs.Cr2, events.ExceptionErrorCode)
-                        : GuestEvent.Exception(events.ExceptionNumber, events.ExceptionErrorCode);
-            }
-        }
     }
 
     /// <summary>Has an exception delivered at the next entry.</summary>
@@ -190,6 +194,9 @@ internal static unsafe class KvmState
         events.ExceptionErrorCode = exception.ErrorCode;
         machine.Vcpu(Kvm.SetVcpuEvents, ref events, "KVM_SET_VCPU_EVENTS");
     }
+
+    // An INT3 or INTO whose delivery was cut short: RIP is still at it, so it will come again by itself.
+    private static bool IsSoftware(byte vector) => vector is Vector.Breakpoint or Vector.Overflow;
 
     private static Kvm.Segment ToKvm(in Segment segment) =>
         new()
@@ -227,30 +234,13 @@ internal static unsafe class KvmState
                 )
         );
 
-    // FXSAVE64's layout: Intel SDM vol. 1, table 10-2. The tag word is FXSAVE's abridged one in both.
-    private static void FxsaveToFpu(byte* fxsave, Kvm.Fpu* fpu)
+    // FXSAVE64's layout: Intel SDM vol. 1, table 10-2. Without MXCSR_MASK, which is no state but a property of the CPU.
+    private static void CopyFxsave(byte* from, byte* to)
     {
-        fpu->ControlWord = *(ushort*)fxsave;
-        fpu->StatusWord = *(ushort*)(fxsave + 2);
-        fpu->TagWord = fxsave[4];
-        fpu->LastOpcode = *(ushort*)(fxsave + 6);
-        fpu->LastIp = *(ulong*)(fxsave + 8);
-        fpu->LastDp = *(ulong*)(fxsave + 16);
-        fpu->Mxcsr = *(uint*)(fxsave + 24);
-        NativeMemory.Copy(fxsave + 32, fpu->Registers, 128);
-        NativeMemory.Copy(fxsave + 160, fpu->Xmm, 256);
-    }
-
-    private static void FpuToFxsave(Kvm.Fpu* fpu, byte* fxsave)
-    {
-        *(ushort*)fxsave = fpu->ControlWord;
-        *(ushort*)(fxsave + 2) = fpu->StatusWord;
-        fxsave[4] = fpu->TagWord;
-        *(ushort*)(fxsave + 6) = fpu->LastOpcode;
-        *(ulong*)(fxsave + 8) = fpu->LastIp;
-        *(ulong*)(fxsave + 16) = fpu->LastDp;
-        *(uint*)(fxsave + 24) = fpu->Mxcsr;
-        NativeMemory.Copy(fpu->Registers, fxsave + 32, 128);
-        NativeMemory.Copy(fpu->Xmm, fxsave + 160, 256);
+        const int mask = 28;
+        const int registers = 32;
+        const int end = 416;
+        NativeMemory.Copy(from, to, mask);
+        NativeMemory.Copy(from + registers, to + registers, end - registers);
     }
 }

@@ -28,14 +28,14 @@ internal static unsafe partial class Kvm
     public const uint SetSregs = 0x4138_AE84;
     public const uint GetMsrs = 0xC008_AE88;
     public const uint SetMsrs = 0x4008_AE89;
-    public const uint GetFpu = 0x81A0_AE8C;
-    public const uint SetFpu = 0x41A0_AE8D;
     public const uint SetCpuid2 = 0x4008_AE90;
     public const uint GetVcpuEvents = 0x8040_AE9F;
     public const uint SetVcpuEvents = 0x4040_AEA0;
     public const uint GetDebugregs = 0x8080_AEA1;
     public const uint SetDebugregs = 0x4080_AEA2;
     public const uint EnableCap = 0x4068_AEA3;
+    public const uint GetXsave = 0x9000_AEA4;
+    public const uint SetXsave = 0x5000_AEA5;
     public const uint X86SetMsrFilter = 0x4188_AEC6;
     public const uint GetStatsFd = 0xAECE;
     public const uint SetDeviceAttr = 0x4018_AEE1;
@@ -49,6 +49,7 @@ internal static unsafe partial class Kvm
     public const int CapSetIdentityMapAddr = 37;
     public const int CapVcpuEvents = 41;
     public const int CapDebugregs = 50;
+    public const int CapXsave = 55;
     public const int CapSyncRegs = 74;
     public const int CapImmediateExit = 136;
     public const int CapX86UserSpaceMsr = 188;
@@ -73,6 +74,8 @@ internal static unsafe partial class Kvm
     public const ulong QuirkMwaitNeverUdFaults = 1 << 6;
 
     public const uint VcpuEventValidShadow = 4;
+    public const byte ShadowOfMovSs = 1;
+    public const byte ShadowOfSti = 2;
 
     // The vCPU's only device attribute: its TSC offset.
     public const uint VcpuTscCtrl = 0;
@@ -248,21 +251,16 @@ internal static unsafe partial class Kvm
         public fixed ulong InterruptBitmap[4];
     }
 
-    /// <summary>struct kvm_fpu.</summary>
+    /// <summary>struct kvm_xsave: the standard form of XSAVE, which begins with FXSAVE's.</summary>
     [StructLayout(LayoutKind.Sequential)]
-    public struct Fpu
+    public struct Xsave
     {
-        public fixed byte Registers[128];
-        public ushort ControlWord,
-            StatusWord;
-        public byte TagWord,
-            Padding1;
-        public ushort LastOpcode;
-        public ulong LastIp,
-            LastDp;
-        public fixed byte Xmm[256];
-        public uint Mxcsr,
-            Padding2;
+        /// <summary>Of XSTATE_BV, which says of which parts there is state.</summary>
+        public const int HeaderOffset = 512;
+        public const ulong X87 = 1;
+        public const ulong Sse = 2;
+
+        public fixed byte Region[4096];
     }
 
     /// <summary>struct kvm_debugregs.</summary>

@@ -85,9 +85,10 @@ public sealed class VirtualMachine : IDisposable
     /// <exception cref="GuestImageException">The image does not fit.</exception>
     public void Load(GuestImage image, BootOptions options)
     {
+        // First, since the engine may have half an instruction of the guest before to get over with.
+        _engine.LoadLazyState();
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
         _engine.SwitchAddressSpace();
-        _engine.LoadLazyState();
     }
 
     /// <summary>
