@@ -275,7 +275,7 @@ public sealed class VirtualMachineTests : IDisposable
         VirtualMachine vm = Boot([0xE6, 0xF4]);
         _engine.Script.Enqueue(_ => new VmExit(VmExitReason.Failed, Message: "the carrier died"));
         Assert.Equal(new RunOutcome(RunEnd.Failed, 0, "the carrier died"), Run(vm));
-        Assert.Equal(["switch", "load", "save"], _engine.Calls); // the first two when the image was loaded
+        Assert.Equal(["load", "switch", "save"], _engine.Calls); // the first two when the image was loaded
     }
 
     [Fact]
