@@ -191,7 +191,7 @@ public sealed class EndTests
     {
         var a = new Iced.Intel.Assembler(64);
         program(a);
-        return Strategies.Carrier.MachineCode.Assemble(a, at);
+        return Strategies.MachineCode.Assemble(a, at);
     }
 
     [Fact]

@@ -1,6 +1,5 @@
 using Iced.Intel;
 using VirtBench.Strategies;
-using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Hardware;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;

@@ -1,7 +1,6 @@
 using System.Runtime.Versioning;
 using Iced.Intel;
 using VirtBench.Strategies;
-using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;

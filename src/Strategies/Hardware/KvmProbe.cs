@@ -27,7 +27,9 @@ internal static class KvmProbe
     /// </summary>
     private const double EmulationFactor = 10;
 
-    private const int Iterations = 4_000;
+    // The difference of two loops tells the instructions without the way into the guest and out of it.
+    private const int ShortLoop = 1_000;
+    private const int LongLoop = 5_000;
     private const int InstructionsPerIteration = 2;
     private const int Tries = 3;
 
@@ -124,32 +126,26 @@ internal static class KvmProbe
     private static KvmHost MeasureRingZero(KvmHost host)
     {
         double outside = HostLoop();
-        double inside = double.PositiveInfinity;
-        bool emulated = false;
-        for (int i = 0; i < Tries; i++)
+        (RunOutcome outcome, IReadOnlyList<MeasuredRegion> regions) = GuestLoops(host);
+        if (regions.Count != 2 * Tries)
         {
-            (RunOutcome outcome, MeasuredRegion? region) = GuestLoop(host);
-            if (region is null)
+            return host with
             {
-                return host with
-                {
-                    UnavailableReason =
-                        $"the self-check of /dev/kvm failed: {outcome.Message ?? "its guest measured nothing"}",
-                };
-            }
-
-            inside = Math.Min(inside, region.ElapsedNanoseconds / (Iterations * InstructionsPerIteration));
-
-            // Where the kernel counts what it emulates, a loop that was merely interrupted cannot be mistaken.
-            ulong? counted = region.KernelStatistics?["insn_emulation"];
-            emulated =
-                inside > EmulationFactor * outside && counted is null or >= Iterations * InstructionsPerIteration / 2;
-            if (!emulated)
-            {
-                break;
-            }
+                UnavailableReason =
+                    $"the self-check of /dev/kvm failed: {outcome.Message ?? "its guest measured nothing"}",
+            };
         }
 
+        IEnumerable<MeasuredRegion> Of(int iterations) => regions.Where(region => region.Id == iterations);
+        double inside = PerInstruction(
+            Of(ShortLoop).Min(region => region.ElapsedNanoseconds),
+            Of(LongLoop).Min(region => region.ElapsedNanoseconds)
+        );
+
+        // Where the kernel counts what it emulates, a loop that was merely interrupted cannot be mistaken.
+        ulong? counted = Of(LongLoop).Min(region => region.KernelStatistics?["insn_emulation"]);
+        bool emulated =
+            inside > EmulationFactor * outside && counted is null or >= LongLoop * InstructionsPerIteration / 2;
         return host with
         {
             Access = KvmAccess.Usable,
@@ -174,19 +170,27 @@ internal static class KvmProbe
             };
     }
 
-    /// <summary>The loop as a guest in ring 0, in a region of its own.</summary>
+    private static double PerInstruction(double shortest, double longest) =>
+        Math.Max(0, longest - shortest) / ((LongLoop - ShortLoop) * InstructionsPerIteration);
+
+    /// <summary>Both loops in guest ring 0, each in regions of its own whose id is its length.</summary>
     [SupportedOSPlatform("linux")]
-    private static (RunOutcome Outcome, MeasuredRegion? Region) GuestLoop(KvmHost host)
+    private static (RunOutcome Outcome, IReadOnlyList<MeasuredRegion> Regions) GuestLoops(KvmHost host)
     {
         const ulong entry = PhysicalLayout.ImageStart;
         var a = new Assembler(64);
-        a.mov(eax, 1);
-        a.@out((byte)MeasurementPorts.Begin, eax);
-        Loop(a);
-        a.@out((byte)MeasurementPorts.End, eax);
+        for (int i = 0; i < 2 * Tries; i++)
+        {
+            int iterations = i % 2 == 0 ? ShortLoop : LongLoop;
+            a.mov(eax, iterations);
+            a.@out((byte)MeasurementPorts.Begin, eax);
+            Loop(a, iterations);
+            a.@out((byte)MeasurementPorts.End, eax);
+        }
+
         a.xor(eax, eax);
         a.@out((byte)ExitPort.Port, al);
-        byte[] code = Carrier.MachineCode.Assemble(a, entry);
+        byte[] code = MachineCode.Assemble(a, entry);
 
         using var machine = new VirtualMachine(
             GuestMemory.MinimumSize,
@@ -201,33 +205,42 @@ internal static class KvmProbe
         var segment = new ImageSegment(entry, code, (ulong)code.Length, Executable: true);
         machine.Load(new GuestImage("ring-0 probe", entry, [segment]), new BootOptions());
         RunOutcome outcome = machine.Run(TimeSpan.FromSeconds(10));
-        return (outcome, machine.Regions is [var region] ? region : null);
+        return (outcome, [.. machine.Regions]);
     }
 
-    /// <summary>The loop in this process, nanoseconds an instruction: the least of some tries.</summary>
+    /// <summary>The loops in this process, nanoseconds an instruction.</summary>
     [SupportedOSPlatform("linux")]
-    private static unsafe double HostLoop()
+    private static double HostLoop()
+    {
+        double shortest = double.PositiveInfinity;
+        double longest = double.PositiveInfinity;
+        for (int i = 0; i < Tries + 2; i++)
+        {
+            shortest = Math.Min(shortest, HostLoop(ShortLoop));
+            longest = Math.Min(longest, HostLoop(LongLoop));
+        }
+
+        return PerInstruction(shortest, longest);
+    }
+
+    [SupportedOSPlatform("linux")]
+    private static unsafe double HostLoop(int iterations)
     {
         var a = new Assembler(64);
-        Loop(a);
+        Loop(a, iterations);
         a.ret();
         const int page = 4096;
         byte* memory = Linux.MapAnonymous(page);
         try
         {
-            byte[] code = Carrier.MachineCode.Assemble(a, (ulong)memory);
+            byte[] code = MachineCode.Assemble(a, (ulong)memory);
             code.CopyTo(new Span<byte>(memory, page));
             Linux.MakeExecutable(memory, page);
             var loop = (delegate* unmanaged<void>)memory;
-            double least = double.PositiveInfinity;
-            for (int i = 0; i < Tries + 2; i++)
-            {
-                double start = HostClock.Instance.Nanoseconds;
-                loop();
-                least = Math.Min(least, HostClock.Instance.Nanoseconds - start);
-            }
-
-            return least / (Iterations * InstructionsPerIteration);
+            loop();
+            double start = HostClock.Instance.Nanoseconds;
+            loop();
+            return HostClock.Instance.Nanoseconds - start;
         }
         finally
         {
@@ -235,10 +248,10 @@ internal static class KvmProbe
         }
     }
 
-    private static void Loop(Assembler a)
+    private static void Loop(Assembler a, int iterations)
     {
         Label again = a.CreateLabel();
-        a.mov(ecx, Iterations);
+        a.mov(ecx, iterations);
         a.Label(ref again);
         a.dec(ecx);
         a.jne(again);

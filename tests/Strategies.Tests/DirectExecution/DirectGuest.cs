@@ -53,7 +53,7 @@ internal sealed class DirectGuest : IDisposable
         );
         var a = new Assembler(64);
         program(a);
-        byte[] code = Strategies.Carrier.MachineCode.Assemble(a, Code);
+        byte[] code = Strategies.MachineCode.Assemble(a, Code);
         Machine.Load(
             new GuestImage("test", Code, [new ImageSegment(Code, code, (ulong)code.Length, Executable: true)]),
             new BootOptions()

@@ -254,7 +254,7 @@ public sealed class ExceptionTests
             a.pop(rax);
             a.mov(DirectGuest.ResultSlot(2), rax);
             a.Exit(1);
-            guest.Memory.Write(at, Strategies.Carrier.MachineCode.Assemble(a, at));
+            guest.Memory.Write(at, Strategies.MachineCode.Assemble(a, at));
             ulong gate = Idt + (16 * vector);
             guest.Memory.Write(gate, (at & 0xFFFF) | (0x08UL << 16) | (0x8EUL << 40) | ((at >> 16) << 48));
             guest.Memory.Write(gate + 8, at >> 32);

@@ -1,6 +1,6 @@
 using Iced.Intel;
 
-namespace VirtBench.Strategies.Carrier;
+namespace VirtBench.Strategies;
 
 /// <summary>From Iced's Assembler to bytes.</summary>
 internal static class MachineCode
