@@ -11,8 +11,9 @@ internal static class HardwareHoles
     private static readonly VirtualizationHole[] Always =
     [
         new(
-            "wrfsbase",
-            "instructions of the host's CPU that the platform lacks and that no control register switches off execute"
+            "popcnt",
+            "POPCNT, BMI and other instructions of the host's CPU that the platform lacks execute, unless a control register "
+                + "switches them off as it does AVX"
         ),
     ];
 
@@ -33,6 +34,7 @@ internal static class HardwareHoles
     // What kvm_pvm's emulator of ring 0 does otherwise, and what the host's CPU does in ring 3 without asking it.
     private static readonly VirtualizationHole[] OfPvm =
     [
+        new("wrfsbase", "in ring 3 RDFSBASE to WRGSBASE, AVX and other instructions that the platform lacks execute"),
         new("cpuid", "shows features of the host's CPU: all of them in ring 3, many in ring 0"),
         new(
             "rdtscp",
