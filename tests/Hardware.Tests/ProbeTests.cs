@@ -77,14 +77,14 @@ public sealed class ProbeTests
     }
 
     [Theory]
-    [InlineData("kvm_amd")]
-    [InlineData("kvm_intel")]
-    public void Sensitive_instructions_are_no_holes_of_the_hardware(string module)
+    [InlineData("kvm_amd", "vmcall vmmcall wrfsbase")]
+    [InlineData("kvm_intel", "vmcall vmmcall wrfsbase wrmsr")]
+    public void Sensitive_instructions_are_no_holes_of_the_hardware(string module, string holes)
     {
         var host = new KvmHost { Access = KvmAccess.Usable, Module = module };
         Assert.Equal(
-            ["vmcall", "vmmcall", "wrfsbase"],
-            HardwareHoles.Of(host).Select(hole => hole.Instruction).Order(StringComparer.Ordinal)
+            holes,
+            string.Join(' ', HardwareHoles.Of(host).Select(hole => hole.Instruction).Order(StringComparer.Ordinal))
         );
     }
 
