@@ -8,6 +8,7 @@ const columns = {
     'round,strategy,workload,traps_per_unit,units,traps,elapsed_ns,guest_tsc,steal_ns,involuntary_switches,outlier,status,note',
   'exits.csv':
     'round,strategy,workload,traps_per_unit,reason,count,switch_out_ns,dispatch_ns,emulate_ns,switch_in_ns',
+  'kernel-statistics.csv': 'round,strategy,workload,traps_per_unit,statistic,count',
   'fits.csv':
     't0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,verdict,points',
 };
@@ -48,6 +49,19 @@ for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
   densities.set(cells, (densities.get(cells) ?? new Set()).add(k));
   const row = line.match(/,(ok|trap-mismatch|checksum-mismatch|failed),/);
   expect(row?.[1] === 'ok', `sample not ok: ${line}`);
+}
+// A strategy whose exits the host's kernel counts has its count for every sample.
+const counted = new Map();
+for (const line of text('kernel-statistics.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k, statistic, count] = line.split(',');
+  expect(/^[0-9]+$/.test(count), `no count: ${line}`);
+  const samples = counted.get(strategy) ?? new Set();
+  counted.set(strategy, statistic === 'exits' ? samples.add(`${round},${strategy},${workload},${k}`) : samples);
+}
+for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k] = line.split(',');
+  const has = counted.get(strategy)?.has(`${round},${strategy},${workload},${k}`) ?? true;
+  expect(has, `kernel-statistics.csv has no exits of the sample ${round}, ${strategy}/${workload}/${k}`);
 }
 const skipped = new Map((manifest.run?.skipped ?? []).map((s) => [s.workload ? `${s.strategy}/${s.workload}` : s.strategy, s]));
 for (const { id: strategy } of manifest.run?.strategies ?? []) {

@@ -81,7 +81,8 @@ public sealed record OverheadFit
     public Estimate? TrapNanoseconds { get; init; }
 
     /// <summary>
-    /// The slope where nothing trapped: what the instruction costs when it runs untrapped, nanoseconds. Null elsewhere.
+    /// The slope where nothing trapped: what the instruction costs without an exit to the VMM, nanoseconds, whether the
+    /// processor or the host's kernel serves it. Null elsewhere.
     /// </summary>
     public Estimate? UntrappedInstructionNanoseconds { get; init; }
 

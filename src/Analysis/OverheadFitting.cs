@@ -126,14 +126,14 @@ internal sealed class OverheadFitting
         const string Start = "0 traps: no Δt; ";
         if (IsExact)
         {
-            return $"{Start}{Quantity.Time(slope.Value)} per untrapped instruction, computed exactly";
+            return $"{Start}{Quantity.Time(slope.Value)} per instruction without an exit to the VMM, computed exactly";
         }
         return slope.Interval switch
         {
-            null => $"{Start}{Quantity.Time(slope.Value)} per untrapped instruction",
+            null => $"{Start}{Quantity.Time(slope.Value)} per instruction without an exit to the VMM",
             { } interval when interval.Contains(0) =>
-                $"{Start}the cost per untrapped instruction cannot be told from 0 ({Quantity.Time(slope)})",
-            _ => $"{Start}{Quantity.Time(slope)} per untrapped instruction",
+                $"{Start}the cost per instruction without an exit to the VMM cannot be told from 0 ({Quantity.Time(slope)})",
+            _ => $"{Start}{Quantity.Time(slope)} per instruction without an exit to the VMM",
         };
     }
 

@@ -12,7 +12,11 @@ internal sealed class ProgressLine(Terminal terminal) : ISweepObserver, IDisposa
     private int _lastDecile = -1;
     private bool _drawn;
 
-    public void SampleTaken(Sample sample, IReadOnlyList<ExitRecord> exits)
+    public void SampleTaken(
+        Sample sample,
+        IReadOnlyList<ExitRecord> exits,
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+    )
     {
         if (sample.Status != SampleStatus.Ok)
         {

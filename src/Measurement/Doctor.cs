@@ -1,4 +1,5 @@
 using VirtBench.Strategies;
+using VirtBench.Strategies.Hardware;
 
 namespace VirtBench.Measurement;
 
@@ -20,7 +21,7 @@ public enum Severity : byte
 /// <param name="Severity">How much it matters.</param>
 /// <param name="What">What was found.</param>
 /// <param name="Effect">What it does to measurements.</param>
-/// <param name="Remedy">The command that mends it, or null when there is none.</param>
+/// <param name="Remedy">The command that mends it, or what to do where no command does; null when nothing helps.</param>
 public sealed record Finding(string Id, Severity Severity, string What, string Effect, string? Remedy);
 
 /// <summary>
@@ -38,13 +39,18 @@ public static class Doctor
     /// <summary>Examines this host.</summary>
     /// <param name="strategies">Strategies whose availability is to be told.</param>
     public static IReadOnlyList<Finding> Examine(IEnumerable<Strategy> strategies) =>
-        Examine(EnvironmentCapture.Capture(), strategies);
+        Examine(EnvironmentCapture.Capture(), KvmHost.Current, strategies);
 
     /// <summary>Judges what was captured of a host.</summary>
+    /// <param name="host">The host.</param>
+    /// <param name="kvm">What /dev/kvm is there.</param>
+    /// <param name="strategies">Strategies whose availability is to be told.</param>
     /// <returns>Findings, the gravest first.</returns>
-    public static IReadOnlyList<Finding> Examine(HostEnvironment host, IEnumerable<Strategy> strategies) =>
+    public static IReadOnlyList<Finding> Examine(HostEnvironment host, KvmHost kvm, IEnumerable<Strategy> strategies) =>
         [
-            .. Unavailable(strategies)
+            .. KvmDoctor
+                .Examine(host, kvm)
+                .Concat(Unavailable(strategies, kvm))
                 .Concat(Cpus(host))
                 .Concat(Clocks(host))
                 .Concat(Neighbours(host))
@@ -52,11 +58,12 @@ public static class Doctor
                 .OrderByDescending(finding => finding.Severity),
         ];
 
-    private static IEnumerable<Finding> Unavailable(IEnumerable<Strategy> strategies)
+    private static IEnumerable<Finding> Unavailable(IEnumerable<Strategy> strategies, KvmHost kvm)
     {
         foreach (Strategy strategy in strategies)
         {
-            if (strategy.UnavailableReason() is { } reason)
+            // What is wrong with /dev/kvm is said better where it is looked at.
+            if (strategy.UnavailableReason() is { } reason && reason != kvm.UnavailableReason)
             {
                 yield return new Finding(
                     $"unavailable-{strategy.Id}",
@@ -183,27 +190,6 @@ public static class Doctor
 
     private static IEnumerable<Finding> Permissions(HostEnvironment host)
     {
-        if (!host.Kvm.DevicePresent)
-        {
-            yield return new Finding(
-                "no-kvm",
-                Severity.Fact,
-                "there is no /dev/kvm",
-                "strategies with hardware assist cannot run here",
-                host.Hypervisor.Present == true ? null : "sudo modprobe kvm_intel || sudo modprobe kvm_amd"
-            );
-        }
-        else if (!host.Kvm.DeviceUsable)
-        {
-            yield return new Finding(
-                "kvm-permission",
-                Severity.Fact,
-                "this user may not open /dev/kvm",
-                "strategies with hardware assist cannot run for this user",
-                "sudo usermod -aG kvm $USER # then log in again"
-            );
-        }
-
         if (host.System.MemfdNoexec == 2)
         {
             yield return new Finding(

@@ -2,6 +2,7 @@ using System.Reflection;
 using System.Runtime;
 using System.Runtime.InteropServices;
 using VirtBench.Measurement.Native;
+using VirtBench.Strategies.Hardware;
 using VirtBench.Vmm.Execution;
 
 namespace VirtBench.Measurement;
@@ -11,18 +12,36 @@ public static class EnvironmentCapture
 {
     private const string CpuFolder = "sys/devices/system/cpu";
 
-    /// <summary>Captures this host now. The TSC's frequency takes some 20 ms to measure the first time.</summary>
-    public static HostEnvironment Capture() =>
-        Capture(new HostFiles("/"), Cpuid.Read(), HostClock.Instance.TicksPerSecond, DateTimeOffset.UtcNow);
+    /// <summary>CPU flags of hardware assist and of its nested paging, as /proc/cpuinfo has them.</summary>
+    private static readonly string[] AssistFlags = ["vmx", "svm", "ept", "npt"];
 
-    internal static HostEnvironment Capture(HostFiles files, Cpuid? cpuid, double tscHz, DateTimeOffset now) =>
+    /// <summary>
+    /// Captures this host now. The first time, the TSC's frequency takes some 20 ms to measure, and so does what is behind
+    /// /dev/kvm.
+    /// </summary>
+    public static HostEnvironment Capture() =>
+        Capture(
+            new HostFiles("/"),
+            Cpuid.Read(),
+            HostClock.Instance.TicksPerSecond,
+            DateTimeOffset.UtcNow,
+            KvmHost.Current
+        );
+
+    internal static HostEnvironment Capture(
+        HostFiles files,
+        Cpuid? cpuid,
+        double tscHz,
+        DateTimeOffset now,
+        KvmHost kvm
+    ) =>
         new(
             Environment.MachineName,
             now,
             Cpu(files, cpuid, tscHz),
             System(files),
             Hypervisor(files, cpuid),
-            Kvm(files),
+            Kvm(files, kvm),
             Process(files),
             Runtime(),
             Project()
@@ -48,7 +67,10 @@ public static class EnvironmentCapture
                 .Names($"{CpuFolder}/vulnerabilities")
                 .Select(name => (Name: name, State: files.Text($"{CpuFolder}/vulnerabilities/{name}")))
                 .Where(entry => entry.State is not null)
-                .ToDictionary(entry => entry.Name, entry => entry.State!)
+                .ToDictionary(entry => entry.Name, entry => entry.State!),
+            files.Field("proc/cpuinfo", "flags")?.Split(' ') is { } flags
+                ? [.. AssistFlags.Where(flag => flags.Contains(flag))]
+                : null
         );
 
     private static List<CacheFacts> Caches(HostFiles files)
@@ -139,7 +161,7 @@ public static class EnvironmentCapture
         );
     }
 
-    private static KvmFacts Kvm(HostFiles files) =>
+    private static KvmFacts Kvm(HostFiles files, KvmHost kvm) =>
         new(
             files
                 .Names("sys/module")
@@ -156,8 +178,20 @@ public static class EnvironmentCapture
             files.Exists("dev/kvm"),
             files.Exists("dev/kvm")
                 && OperatingSystem.IsLinux()
-                && Linux.Access("/dev/kvm", Linux.ReadOk | Linux.WriteOk) == 0
+                && Linux.Access("/dev/kvm", Linux.ReadOk | Linux.WriteOk) == 0,
+            kvm.Access,
+            kvm.Module,
+            kvm.RingZero,
+            Picoseconds(kvm.RingZeroNanoseconds),
+            Picoseconds(kvm.HostNanoseconds),
+            kvm.NestedPaging,
+            kvm.Paging,
+            kvm.Missing,
+            kvm.Label
         );
+
+    /// <summary>Nanoseconds to the picosecond: what follows is not known anyway.</summary>
+    private static double? Picoseconds(double? nanoseconds) => nanoseconds is { } time ? Math.Round(time, 3) : null;
 
     private static ProcessFacts Process(HostFiles files)
     {

@@ -17,6 +17,9 @@ public sealed record GuestRunOptions
     /// <summary>Wall-clock limit; null for none.</summary>
     public TimeSpan? Timeout { get; init; }
 
+    /// <summary>Time that the guest has to come back when it is kicked; null for <see cref="VcpuThread.DefaultGrace"/>.</summary>
+    public TimeSpan? Grace { get; init; }
+
     /// <summary>End a guest that touches a port or an address that nothing answers.</summary>
     public bool Strict { get; init; }
 
@@ -32,6 +35,10 @@ public sealed record GuestRunOptions
 /// <param name="ElapsedNanoseconds">Time from the first entry to the end, on the engine's clock.</param>
 /// <param name="Regions">The regions it measured.</param>
 /// <param name="Exits">Exits by the ledger's names; reasons that did not occur are left out.</param>
+/// <param name="KernelStatistics">
+/// What the host's kernel counted of the vCPU in all, 0 left out but for its exits; null where it keeps no account, or the run
+/// was abandoned.
+/// </param>
 /// <param name="Faithful">
 /// False when the image holds instructions that this strategy executes without the VMM seeing them.
 /// </param>
@@ -45,6 +52,7 @@ public sealed record GuestRunResult(
     double ElapsedNanoseconds,
     IReadOnlyList<MeasuredRegion> Regions,
     IReadOnlyDictionary<string, long> Exits,
+    IReadOnlyDictionary<string, ulong>? KernelStatistics,
     bool Faithful,
     IReadOnlyList<string> Notes,
     string TimeSource
@@ -58,11 +66,11 @@ public sealed record GuestRunResult(
 /// <summary>Runs one guest program under one strategy: what <c>virtbench exec</c> does.</summary>
 public static class GuestRun
 {
-    /// <summary>Runs it to its end on the calling thread.</summary>
+    /// <summary>Runs it to its end on a thread of its own, and waits for it.</summary>
     /// <param name="strategy">A strategy that is available.</param>
     /// <param name="image">The program.</param>
     /// <param name="options">RAM, parameters, limits.</param>
-    /// <param name="console">Receives each console byte as the guest sends it, on the calling thread; may be null.</param>
+    /// <param name="console">Receives each console byte as the guest sends it, on the vCPU thread; may be null.</param>
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
     public static GuestRunResult Execute(
@@ -89,9 +97,12 @@ public static class GuestRun
         machine.Load(image, new BootOptions { Parameters = options.Parameters });
         IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);
 
-        double start = machine.Clock.Nanoseconds;
-        RunOutcome outcome = machine.Run(options.Timeout, cancellation);
-        double elapsed = machine.Clock.Nanoseconds - start;
+        VcpuRun run = VcpuThread.Run(machine, options.Timeout, options.Grace, cancellation);
+        if (run.Outcome.End == RunEnd.Abandoned)
+        {
+            // Should its thread ever come back, nobody listens any more.
+            machine.Serial.Transmitted = null;
+        }
 
         var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
         if (machine.Capabilities.Holes.Count > 0 && !HoleScan.SearchesAllOf(image))
@@ -127,12 +138,13 @@ public static class GuestRun
 
         return new GuestRunResult(
             strategy.Id,
-            outcome,
+            run.Outcome,
             kept.WrittenMemory,
             sent,
-            elapsed,
+            run.ElapsedNanoseconds,
             [.. machine.Regions],
             exits,
+            run.Outcome.End == RunEnd.Abandoned ? null : machine.KernelStatistics()?.Telling(),
             holes.Count == 0,
             notes,
             machine.Capabilities.TimeSource

@@ -1,3 +1,5 @@
+using VirtBench.Strategies.Hardware;
+
 namespace VirtBench.Measurement;
 
 /// <summary>
@@ -40,6 +42,10 @@ public sealed record HostEnvironment(
 /// <param name="InvariantTsc">The time-stamp counter runs at one rate whatever the clock.</param>
 /// <param name="TscHz">Its frequency, measured against CLOCK_MONOTONIC_RAW.</param>
 /// <param name="Mitigations">State of each known vulnerability in the kernel's words.</param>
+/// <param name="VirtualizationFlags">
+/// Of the kernel's CPU flags those that tell of hardware assist: vmx (VT-x) or svm (AMD-V), ept or npt (nested paging). Null
+/// where there are no such flags to look at.
+/// </param>
 public sealed record CpuFacts(
     string Architecture,
     string? Vendor,
@@ -55,7 +61,8 @@ public sealed record CpuFacts(
     string? Governor,
     bool? InvariantTsc,
     double? TscHz,
-    IReadOnlyDictionary<string, string> Mitigations
+    IReadOnlyDictionary<string, string> Mitigations,
+    IReadOnlyList<string>? VirtualizationFlags
 );
 
 /// <summary>One cache.</summary>
@@ -99,10 +106,30 @@ public sealed record HypervisorFacts(bool? Present, string? Vendor, string? Type
 /// <param name="Modules">Loaded KVM modules, each with its parameters.</param>
 /// <param name="DevicePresent">/dev/kvm exists.</param>
 /// <param name="DeviceUsable">This user may open it for reading and writing.</param>
+/// <param name="Access">Whether the hardware strategy can use it.</param>
+/// <param name="Module">The module behind it; null where the kernel does not tell.</param>
+/// <param name="Ring0">How it executes guest ring-0 code, measured; null when that was not found out.</param>
+/// <param name="Ring0NanosecondsPerInstruction">Time of one instruction of a counting loop in guest ring 0.</param>
+/// <param name="HostNanosecondsPerInstruction">Time of one instruction of the same loop in this process.</param>
+/// <param name="NestedPaging">
+/// True with EPT or NPT, false where KVM keeps shadow page tables; null where the module does not tell.
+/// </param>
+/// <param name="Paging">The same in words.</param>
+/// <param name="Missing">Capabilities that it does not offer, and what that means.</param>
+/// <param name="Label">What results of the hardware strategy are labelled with; null when it cannot be used.</param>
 public sealed record KvmFacts(
     IReadOnlyDictionary<string, IReadOnlyDictionary<string, string>> Modules,
     bool DevicePresent,
-    bool DeviceUsable
+    bool DeviceUsable,
+    KvmAccess Access,
+    string? Module,
+    RingZeroExecution? Ring0,
+    double? Ring0NanosecondsPerInstruction,
+    double? HostNanosecondsPerInstruction,
+    bool? NestedPaging,
+    string? Paging,
+    IReadOnlyList<MissingCapability> Missing,
+    string? Label
 );
 
 /// <summary>What this process may do.</summary>

@@ -85,6 +85,16 @@ public sealed record ExitRecord(
     double? SwitchInNanoseconds
 );
 
+/// <summary>
+/// What the host's kernel counted of the vCPU in one sample: a row of kernel-statistics.csv. Only strategies whose engine runs
+/// in the kernel have any.
+/// </summary>
+/// <param name="Round">Round number.</param>
+/// <param name="Cell">Strategy, workload and k.</param>
+/// <param name="Statistic">The counter's name, as the kernel gives it.</param>
+/// <param name="Count">What it rose by in the measured region.</param>
+public sealed record KernelStatisticRecord(int Round, Cell Cell, string Statistic, ulong Count);
+
 /// <summary>A cell that was not measured, and why.</summary>
 /// <param name="Strategy">Strategy id.</param>
 /// <param name="Workload">Workload id, or null when all of the strategy is skipped.</param>
@@ -95,7 +105,16 @@ public sealed record SkippedCell(string Strategy, string? Workload, string Reaso
 public interface ISweepObserver
 {
     /// <summary>A sample is done; nothing will change it any more except its outlier label.</summary>
-    void SampleTaken(Sample sample, IReadOnlyList<ExitRecord> exits);
+    /// <param name="sample">The sample.</param>
+    /// <param name="exits">Its exits, as the VMM saw them.</param>
+    /// <param name="kernelStatistics">
+    /// What the host's kernel counted meanwhile: the counters that rose, and always its exits. Empty where it keeps no account.
+    /// </param>
+    void SampleTaken(
+        Sample sample,
+        IReadOnlyList<ExitRecord> exits,
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+    );
 
     /// <summary>How far the sweep is.</summary>
     /// <param name="done">Samples done.</param>

@@ -40,20 +40,20 @@ internal sealed class VirtualMachineRunner(SweepOptions options)
         using (var machine = new VirtualMachine(options.RamBytes, strategy.CreateEngine, options.Strict))
         {
             machine.Load(image, new BootOptions { Parameters = [(ulong)warmUp, (ulong)units] });
-            RunOutcome outcome = machine.Run(options.SampleTimeout, cancellation);
+            VcpuRun vcpu = VcpuThread.Run(machine, options.SampleTimeout, cancellation: cancellation);
             run = new SampleRun(
-                outcome,
+                vcpu.Outcome,
                 [.. machine.Regions],
                 WorkloadResult.Read(machine.Memory),
                 machine.Capabilities,
                 machine.Clock.TicksPerSecond,
-                default
+                new HostDisturbance(0, vcpu.InvoluntarySwitches)
             );
         }
 
         return run with
         {
-            Disturbance = HostDisturbance.Read().Since(before),
+            Disturbance = run.Disturbance.And(HostDisturbance.Read().Since(before)),
         };
     }
 }

@@ -12,7 +12,8 @@ namespace VirtBench.Measurement;
 /// prepare   for each cell: a few units, whose checksum must be that of the other strategies; then calibrate
 /// sample    for each planned sample: fresh VM, warm up, measure, check traps and checksum, hand to the observer
 /// </code>
-/// A guest that fails makes a failed sample, and the sweep goes on.
+/// A guest that fails makes a failed sample, and the sweep goes on. A guest from which its thread does not come back costs the
+/// strategy the rest of the sweep: each further cell could leave another thread stuck on a CPU.
 /// </summary>
 public sealed class Sweep
 {
@@ -29,6 +30,9 @@ public sealed class Sweep
     private readonly SampleRunner _run;
     private readonly Dictionary<Cell, CellState> _cells = [];
     private readonly ChecksumWitness _checksums = new();
+
+    /// <summary>By strategy, the cell whose vCPU thread was abandoned.</summary>
+    private readonly Dictionary<string, Cell> _abandoned = [];
 
     /// <summary>Plans a sweep and assembles its guest images.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The filler does not fit a workload.</exception>
@@ -148,7 +152,7 @@ public sealed class Sweep
     {
         foreach (CellState cell in _cells.Values)
         {
-            if (!Array.Exists(ahead, sample => sample.Cell == cell.Cell))
+            if (!Array.Exists(ahead, sample => sample.Cell == cell.Cell) || StrategyGivenUp(cell) is not null)
             {
                 continue;
             }
@@ -213,10 +217,10 @@ public sealed class Sweep
     /// <returns>False when cancelled.</returns>
     private bool TakeSample(int round, CellState cell, ISweepObserver observer, CancellationToken cancellation)
     {
-        if (cell.PreparationFailure is { } reason)
+        if ((cell.PreparationFailure ?? StrategyGivenUp(cell)) is { } reason)
         {
             cell.GivenUp = true;
-            observer.SampleTaken(Failed(round, cell, 0, default, reason), []);
+            observer.SampleTaken(Failed(round, cell, 0, default, reason), [], []);
             return !cancellation.IsCancellationRequested;
         }
 
@@ -229,17 +233,19 @@ public sealed class Sweep
         if (attempt.Failure is { } failure)
         {
             // Each further time-out would cost as much again and teach nothing.
-            cell.GivenUp = attempt.Run?.Outcome.End == RunEnd.TimedOut;
+            cell.GivenUp = attempt.Run?.Outcome.End is RunEnd.TimedOut or RunEnd.Abandoned;
             observer.SampleTaken(
                 Failed(round, cell, cell.Units, attempt.Run?.Disturbance ?? default, failure),
-                attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : []
+                attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : [],
+                KernelStatistics(round, cell.Cell, attempt.Region)
             );
             return true;
         }
 
         observer.SampleTaken(
             Measured(round, cell, warmUp, attempt.Run!, attempt.Region!),
-            Exits(round, cell.Cell, attempt.Run!, attempt.Region!)
+            Exits(round, cell.Cell, attempt.Run!, attempt.Region!),
+            KernelStatistics(round, cell.Cell, attempt.Region)
         );
         return true;
     }
@@ -265,9 +271,25 @@ public sealed class Sweep
             trapNote is not null ? SampleStatus.TrapMismatch
                 : checksumNote is not null ? SampleStatus.ChecksumMismatch
                 : SampleStatus.Ok,
-            string.Join("; ", new[] { trapNote, checksumNote }.OfType<string>())
+            string.Join(
+                "; ",
+                new[] { trapNote, checksumNote, run.Capabilities.ComputedTime ? null : Occupied() }.OfType<string>()
+            )
         );
     }
+
+    /// <summary>Why no guest of the cell's strategy is run any more; null where they are.</summary>
+    private string? StrategyGivenUp(CellState cell) =>
+        _abandoned.TryGetValue(cell.Cell.Strategy, out Cell stuck) && stuck != cell.Cell
+            ? $"not run: the vCPU thread of {stuck.Workload}, k = {stuck.TrapsPerUnit}, was abandoned, and another guest under "
+                + $"{stuck.Strategy} could leave one more stuck"
+            : null;
+
+    /// <summary>What disturbs every sample from the first abandoned thread on; null before.</summary>
+    private string? Occupied() =>
+        _abandoned.Count == 0
+            ? null
+            : $"an abandoned vCPU thread ({string.Join(", ", _abandoned.Keys)}) may have occupied a CPU meanwhile";
 
     private static string ExpectedFrom(CellState cell, long expected) =>
         expected == 0 ? "none for this strategy and k" : $"{cell.Cell.TrapsPerUnit} × {cell.Units}";
@@ -323,6 +345,16 @@ public sealed class Sweep
         return records;
     }
 
+    private static KernelStatisticRecord[] KernelStatistics(int round, Cell cell, MeasuredRegion? region) =>
+        region?.KernelStatistics is { } counters
+            ?
+            [
+                .. counters
+                    .Telling()
+                    .Select(counter => new KernelStatisticRecord(round, cell, counter.Key, counter.Value)),
+            ]
+            : [];
+
     /// <summary>Runs a cell's guest once. Null when cancelled; else either a failure or a region of as many units.</summary>
     private Attempted? Attempt(CellState cell, long warmUp, long units, CancellationToken cancellation)
     {
@@ -340,6 +372,16 @@ public sealed class Sweep
         {
             // An engine that cannot be created, or breaks: one cell's loss, not the sweep's.
             return cancellation.IsCancellationRequested ? null : new Attempted(null, null, OneLine(e));
+        }
+
+        if (run.Outcome.End == RunEnd.Abandoned)
+        {
+            if (cancellation.IsCancellationRequested)
+            {
+                return null;
+            }
+
+            _abandoned.TryAdd(cell.Cell.Strategy, cell.Cell);
         }
 
         MeasuredRegion? region = run.Regions.FirstOrDefault(candidate => candidate.Id == Workload.MeasuredRegionId);

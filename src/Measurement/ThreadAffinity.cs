@@ -36,6 +36,18 @@ internal sealed class ThreadAffinity : IDisposable
         Set(mask, $"cannot pin the thread to CPU {number}");
     }
 
+    /// <summary>The CPUs that the calling thread may use, for <see cref="SetCallingThread"/>; null off Linux.</summary>
+    public static byte[]? OfCallingThread() => OperatingSystem.IsLinux() ? Get() : null;
+
+    /// <summary>Lets the calling thread use these CPUs and no others; does nothing with null.</summary>
+    public static void SetCallingThread(byte[]? mask)
+    {
+        if (mask is not null && OperatingSystem.IsLinux())
+        {
+            Set(mask, "cannot give the vCPU thread the CPU affinity of its creator");
+        }
+    }
+
     [SupportedOSPlatform("linux")]
     private static unsafe byte[] Get()
     {

@@ -49,6 +49,12 @@ public sealed record RunAnalysis(
     public WorkloadEntry Workload(string id) =>
         Manifest.Run.Workloads.FirstOrDefault(workload => workload.Id == id) ?? new WorkloadEntry(id, null, id);
 
+    /// <summary>
+    /// Strategies in whose samples the host's kernel counted the exits too, those that it handles itself among them.
+    /// </summary>
+    public IReadOnlySet<string> KernelCounted { get; } =
+        Contents.KernelStatistics.Select(counter => counter.Cell.Strategy).ToHashSet();
+
     /// <summary>The samples that fits use.</summary>
     public IEnumerable<Sample> UsableSamples(OverheadFit fit) =>
         Contents.Samples.Where(sample =>

@@ -157,7 +157,7 @@ public sealed class OverheadFitFacts
 
         Assert.Equal(FitVerdict.ZeroTraps, fit.Verdict);
         Assert.StartsWith("0 traps: no Δt; ", fit.VerdictText);
-        Assert.Contains("per untrapped instruction", fit.VerdictText);
+        Assert.Contains("per instruction without an exit to the VMM", fit.VerdictText);
         Assert.Null(fit.TrapNanoseconds);
         Assert.Null(fit.TheilSenTrapNanoseconds);
         Assert.InRange(fit.UntrappedInstructionNanoseconds!.Value.Value, 9, 11);

@@ -8,12 +8,15 @@ namespace VirtBench.Cli.Tests;
 /// <param name="Error">Standard error.</param>
 internal sealed record Call(int ExitCode, string Output, string Error)
 {
-    public static Call Of(params string[] arguments)
+    public static Call Of(params string[] arguments) => Of(terminal => CommandLine.Run(arguments, terminal));
+
+    /// <summary>A call of a part of it.</summary>
+    public static Call Of(Func<Terminal, int> run)
     {
         using var bytes = new MemoryStream();
         using var output = new StreamWriter(bytes, new UTF8Encoding(false)) { AutoFlush = true };
         using var error = new StringWriter { NewLine = "\n" };
-        int code = CommandLine.Run(arguments, new Terminal(output, error, bytes, IsInteractive: false));
+        int code = run(new Terminal(output, error, bytes, IsInteractive: false));
         return new Call(code, Encoding.UTF8.GetString(bytes.ToArray()), error.ToString());
     }
 

@@ -1,6 +1,8 @@
 using System.Globalization;
 using System.Text.Json;
 using Iced.Intel;
+using VirtBench.Cli.Commands;
+using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Tests;
 using static Iced.Intel.AssemblerRegisters;
@@ -87,6 +89,7 @@ public sealed class ExecFacts
                 "elapsed_ns",
                 "regions",
                 "exits",
+                "kernel_statistics",
                 "faithful",
                 "notes",
                 "time_source",
@@ -100,13 +103,61 @@ public sealed class ExecFacts
         Assert.True(root.GetProperty("faithful").GetBoolean());
         Assert.Empty(root.GetProperty("notes").EnumerateArray());
         JsonElement region = Assert.Single(root.GetProperty("regions").EnumerateArray());
-        Assert.Equal(["id", "units", "elapsed_ns", "traps"], region.EnumerateObject().Select(field => field.Name));
+        Assert.Equal(
+            ["id", "units", "elapsed_ns", "traps", "kernel_statistics"],
+            region.EnumerateObject().Select(field => field.Name)
+        );
         Assert.Equal(7, region.GetProperty("id").GetInt32());
         Assert.Equal(0x1_0000_0005, region.GetProperty("units").GetInt64());
         Assert.True(region.GetProperty("elapsed_ns").GetDouble() >= 0);
         Assert.Equal(0, region.GetProperty("traps").GetInt64());
         Assert.Equal(5, root.GetProperty("exits").GetProperty("port-io").GetInt64()); // four bytes and the exit port
         Assert.Equal(3, root.GetProperty("exits").GetProperty("region-marker").GetInt64());
+    }
+
+    private static Call Exec(Strategy strategy, GuestRunOptions options, bool json)
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.Write("guest.elf", GuestFile.Of(a => Exit(a, 0)));
+        return Call.Of(terminal => ExecCommand.Execute(terminal, file, strategy, options, json));
+    }
+
+    [Fact]
+    public void A_guest_that_does_not_come_back_is_one_line_and_its_own_exit_code()
+    {
+        var strategy = new StuckStrategy();
+        Call call = Exec(
+            strategy,
+            new GuestRunOptions { Timeout = TimeSpan.FromMilliseconds(1), Grace = TimeSpan.Zero },
+            json: false
+        );
+        call.AssertFails(125, "the vCPU thread did not come back from guest code");
+        Assert.Contains("-- stuck: abandoned,", call.Output);
+        strategy.LetGo.Set();
+    }
+
+    [Fact]
+    public void What_the_kernel_counted_is_printed_in_all_and_by_region()
+    {
+        string text = Exec(CountedStrategy.Create(), new GuestRunOptions(), json: false).Output;
+        Assert.Contains("          44 counted by the kernel  exits", text);
+        Assert.Contains("       40002 counted by the kernel  insn_emulation", text);
+        Assert.Contains("counted by the kernel: exits 42, insn_emulation 40002", text);
+        Assert.DoesNotContain("halt_exits", text);
+
+        Call call = Exec(CountedStrategy.Create(), new GuestRunOptions(), json: true);
+        using var json = JsonDocument.Parse(call.Output);
+        Assert.Equal(44, json.RootElement.GetProperty("kernel_statistics").GetProperty("exits").GetInt64());
+        JsonElement region = Assert.Single(json.RootElement.GetProperty("regions").EnumerateArray());
+        Assert.Equal(42, region.GetProperty("kernel_statistics").GetProperty("exits").GetInt64());
+        Assert.Equal(40_002, region.GetProperty("kernel_statistics").GetProperty("insn_emulation").GetInt64());
+    }
+
+    [Fact]
+    public void A_strategy_without_account_of_the_kernel_has_none()
+    {
+        using var json = JsonDocument.Parse(Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--json").Output);
+        Assert.Equal(JsonValueKind.Null, json.RootElement.GetProperty("kernel_statistics").ValueKind);
     }
 
     [Fact]

@@ -1,5 +1,6 @@
 using System.Text.Json;
 using VirtBench.Strategies;
+using VirtBench.Strategies.Hardware;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli.Tests;
@@ -50,6 +51,20 @@ public sealed class ListFacts
         string text = Call.Of("list").Succeeded().Output;
         Assert.All(StrategyCatalog.All, strategy => Assert.Contains($"  {strategy.Id} ", text));
         Assert.All(WorkloadCatalog.All, workload => Assert.Contains($"  {workload.Id} ", text));
+    }
+
+    [Fact]
+    public void Hardware_is_listed_with_the_module_that_stands_behind_it()
+    {
+        Assert.SkipWhen(KvmHost.Current.Label is null, KvmHost.Current.UnavailableReason ?? "");
+        Assert.Contains(KvmHost.Current.Label!, Call.Of("list").Succeeded().Output);
+        using var json = JsonDocument.Parse(Call.Of("list", "strategies", "--json").Succeeded().Output);
+        JsonElement hardware = json
+            .RootElement.GetProperty("strategies")
+            .EnumerateArray()
+            .Single(strategy => strategy.GetProperty("id").GetString() == "hardware");
+        Assert.Contains(KvmHost.Current.Label!, hardware.GetProperty("description").GetString());
+        Assert.Contains(KvmHost.Current.Module ?? "kvm", hardware.GetProperty("label").GetString());
     }
 
     [Theory]

@@ -47,6 +47,7 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
             "environment.json",
             "samples.csv",
             "exits.csv",
+            "kernel-statistics.csv",
             "fits.csv",
             "report.html",
             "report.md",
@@ -105,6 +106,7 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
         );
         Assert.All(samples.Where(row => row[1] == "simulated-native"), row => Assert.Equal("0", row[5]));
         Assert.NotEmpty(small.Run.Rows("exits.csv", RunFolder.ExitsHeader));
+        Assert.Empty(small.Run.Rows("kernel-statistics.csv", RunFolder.KernelStatisticsHeader)); // no kernel runs a guest
         Assert.Equal(2, small.Run.Rows("fits.csv", RunFolder.FitsHeader).Length);
     }
 
@@ -184,6 +186,7 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
     [InlineData("samples.csv", "")]
     [InlineData("samples.csv", "a,b,c\r\n1,2,3\r\n")]
     [InlineData("exits.csv", "\u0000\u0001\u0002")]
+    [InlineData("kernel-statistics.csv", "")]
     public void A_broken_file_gives_one_clear_line(string file, string content)
     {
         RunFolder copy = small.Run.CopyTo(small.At(Guid.NewGuid().ToString()));
@@ -197,6 +200,7 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
     [Theory]
     [InlineData("samples.csv")]
     [InlineData("exits.csv")]
+    [InlineData("kernel-statistics.csv")]
     public void A_missing_file_gives_one_clear_line(string file)
     {
         RunFolder copy = small.Run.CopyTo(small.At(Guid.NewGuid().ToString()));

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using VirtBench.Strategies.Hardware;
 
 namespace VirtBench.Measurement.Tests;
 
@@ -15,8 +16,49 @@ public sealed class EnvironmentCaptureTests : IDisposable
         File.WriteAllText(file, text);
     }
 
-    private HostEnvironment Capture(Cpuid? cpuid = null) =>
-        EnvironmentCapture.Capture(new HostFiles(_root), cpuid, 2.5e9, Now);
+    private HostEnvironment Capture(Cpuid? cpuid = null, KvmHost? kvm = null) =>
+        EnvironmentCapture.Capture(
+            new HostFiles(_root),
+            cpuid,
+            2.5e9,
+            Now,
+            kvm ?? new KvmHost { Access = KvmAccess.NoDevice, UnavailableReason = "there is none" }
+        );
+
+    [Theory]
+    [InlineData("fpu vmx sse", "vmx")]
+    [InlineData("svm fpu npt hypervisor", "svm npt")]
+    [InlineData("vmx_like fpu", "")]
+    public void Flags_of_hardware_assist_are_those_that_the_kernel_lists(string flags, string found)
+    {
+        Write("proc/cpuinfo", $"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: ept\n");
+        Assert.Equal(found.Split(' ', StringSplitOptions.RemoveEmptyEntries), Capture().Cpu.VirtualizationFlags);
+    }
+
+    [Fact]
+    public void What_is_behind_dev_kvm_is_disclosed()
+    {
+        var missing = new MissingCapability("KVM_CAP_MADE_UP", "something is lost", Required: false);
+        KvmFacts kvm = Capture(
+            kvm: new KvmHost
+            {
+                Access = KvmAccess.Usable,
+                Module = "kvm_pvm",
+                RingZero = RingZeroExecution.Emulated,
+                RingZeroNanoseconds = 712.123456,
+                HostNanoseconds = 0.25,
+                NestedPaging = false,
+                Paging = "shadow paging by KVM",
+                Missing = [missing],
+                Label = "through kvm_pvm",
+            }
+        ).Kvm;
+        Assert.Equal((KvmAccess.Usable, "kvm_pvm", RingZeroExecution.Emulated), (kvm.Access, kvm.Module, kvm.Ring0));
+        Assert.Equal((712.123, 0.25), (kvm.Ring0NanosecondsPerInstruction, kvm.HostNanosecondsPerInstruction));
+        Assert.Equal((false, "shadow paging by KVM"), (kvm.NestedPaging, kvm.Paging));
+        Assert.Equal([missing], kvm.Missing);
+        Assert.Equal("through kvm_pvm", kvm.Label);
+    }
 
     [Fact]
     public void A_host_that_tells_nothing_gives_nulls()
@@ -43,6 +85,10 @@ public sealed class EnvironmentCaptureTests : IDisposable
         Assert.Null(host.Hypervisor.Machine);
         Assert.False(host.Kvm.DevicePresent);
         Assert.Empty(host.Kvm.Modules);
+        Assert.Null(host.Cpu.VirtualizationFlags);
+        Assert.Equal(KvmAccess.NoDevice, host.Kvm.Access);
+        Assert.Null(host.Kvm.Module);
+        Assert.Null(host.Kvm.Ring0);
         Assert.Null(host.Process.AllowedCpus);
         Assert.True(host.Process.AllowedCpuCount > 0);
     }

@@ -1,6 +1,7 @@
 using System.Text;
 using Iced.Intel;
 using VirtBench.Strategies;
+using VirtBench.Tests;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Workloads;
@@ -138,8 +139,12 @@ public sealed class GuestRunTests
         Assert.Contains("port 0x77", strict.Outcome.Message, StringComparison.Ordinal);
     }
 
+    /// <summary>Strategies whose guests' ring 0 is the host's ring 3.</summary>
+    public static TheoryData<string> Deprivileged() =>
+        [.. StrategiesUnderTest.Privileged.Where(id => !id.StartsWith("hardware", StringComparison.Ordinal))];
+
     [Theory]
-    [MemberData(nameof(Strategies))]
+    [MemberData(nameof(Deprivileged))]
     public void A_guest_that_asks_for_its_cpuid_is_not_run_faithfully_in_ring_3(string id)
     {
         GuestImage image = Image(a =>
@@ -163,6 +168,24 @@ public sealed class GuestRunTests
             Assert.Single(result.Notes),
             StringComparison.Ordinal
         );
+    }
+
+    [Fact]
+    public void What_the_kernel_counted_is_told_in_all_and_by_region()
+    {
+        GuestRunResult result = GuestRun.Execute(
+            CountedStrategy.Create(),
+            Talker(),
+            new GuestRunOptions(),
+            null,
+            TestContext.Current.CancellationToken
+        );
+        Assert.Equal((RunEnd.Exited, (byte)3), (result.Outcome.End, result.Outcome.Status));
+        Assert.Equal(
+            new Dictionary<string, ulong> { ["exits"] = 44, ["insn_emulation"] = 40_002 },
+            result.KernelStatistics
+        );
+        Assert.Equal(42UL, Assert.Single(result.Regions).KernelStatistics!["exits"]);
     }
 
     [Theory]

@@ -30,20 +30,8 @@ public sealed class HostDisturbanceTests
                     .Split(':')[1]
             );
         long before = Told();
-        long read = HostDisturbance.Read().InvoluntarySwitches;
-        Assert.InRange(read, before, Told() + ChildSwitches());
-    }
-
-    private static unsafe long ChildSwitches()
-    {
-        if (!OperatingSystem.IsLinux())
-        {
-            return 0;
-        }
-
-        Native.Linux.Rusage children;
-        _ = Native.Linux.Getrusage(Native.Linux.RusageChildren, &children);
-        return children.InvoluntarySwitches;
+        long read = HostDisturbance.SwitchesOfCallingThread();
+        Assert.InRange(read, before, Told());
     }
 
     [Fact]

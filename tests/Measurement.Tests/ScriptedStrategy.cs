@@ -124,10 +124,17 @@ internal sealed class RecordingObserver : ISweepObserver
 
     public Action<Sample>? OnSample { get; init; }
 
-    public void SampleTaken(Sample sample, IReadOnlyList<ExitRecord> exits)
+    public List<KernelStatisticRecord> KernelStatistics { get; } = [];
+
+    public void SampleTaken(
+        Sample sample,
+        IReadOnlyList<ExitRecord> exits,
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+    )
     {
         Samples.Add(sample);
         Exits.AddRange(exits);
+        KernelStatistics.AddRange(kernelStatistics);
         OnSample?.Invoke(sample);
     }
 

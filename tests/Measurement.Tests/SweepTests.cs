@@ -275,6 +275,94 @@ public sealed class SweepTests
         Assert.Equal(sweep.Plan.Order.Count, result.Taken + result.NotTaken);
     }
 
+    private static SampleRun Abandon(SampleRun run) =>
+        run with
+        {
+            Outcome = new RunOutcome(RunEnd.Abandoned, 0, "the vCPU thread did not come back"),
+            Regions = [],
+        };
+
+    [Fact]
+    public void A_strategy_whose_thread_was_abandoned_is_given_up_and_the_others_go_on()
+    {
+        int abandoned = 0;
+        var machines = new ScriptedMachines
+        {
+            Bend = (call, run) =>
+                call.Strategy.Id == "trap-and-emulate"
+                && call.Workload.Id == "rdtsc"
+                && call.TrapsPerUnit == 1
+                && call.WarmUp > Sweep.VerificationWarmUp
+                    ? Abandon(run with { Disturbance = new HostDisturbance(++abandoned, 0) })
+                    : run,
+        };
+        (RecordingObserver observer, SweepResult result, Sweep sweep) = Run(machines);
+        Assert.Equal(1, abandoned);
+        Assert.True(result.Complete);
+        Assert.Equal(sweep.Plan.Order.Count, result.Taken + result.NotTaken);
+        int at = observer.Samples.FindIndex(sample => sample.Cell == RdtscOnce);
+        Assert.Equal((SampleStatus.Failed, "the vCPU thread did not come back"), Verdict(observer.Samples[at]));
+        Assert.All(observer.Samples[..at], sample => Assert.Equal((SampleStatus.Ok, ""), Verdict(sample)));
+        Sample[] after = [.. observer.Samples[(at + 1)..]];
+        Sample[] givenUp = [.. after.Where(sample => sample.Cell.Strategy == "trap-and-emulate")];
+        int cells = sweep.Plan.Cells.Count(cell => cell.Strategy == "trap-and-emulate");
+        Assert.Equal(cells - 1, givenUp.Select(sample => sample.Cell).Distinct().Count());
+        Assert.Equal(cells - 1, givenUp.Length);
+        Assert.All(
+            givenUp,
+            sample =>
+                Assert.Equal(
+                    (
+                        SampleStatus.Failed,
+                        "not run: the vCPU thread of rdtsc, k = 1, was abandoned, and another guest under trap-and-emulate "
+                            + "could leave one more stuck"
+                    ),
+                    Verdict(sample)
+                )
+        );
+        const string Occupied = "an abandoned vCPU thread (trap-and-emulate) may have occupied a CPU meanwhile";
+        Assert.All(
+            after.Except(givenUp),
+            sample => Assert.Equal((SampleStatus.Ok, sample.Cell.Strategy == "native" ? Occupied : ""), Verdict(sample))
+        );
+        Assert.Equal(Small.Rounds, after.Except(givenUp).Max(sample => sample.Round) + 1);
+
+        static (SampleStatus, string) Verdict(Sample sample) => (sample.Status, sample.Note);
+    }
+
+    [Fact]
+    public void A_strategy_whose_thread_is_abandoned_while_it_is_prepared_runs_no_other_guest()
+    {
+        var machines = new ScriptedMachines
+        {
+            Bend = (call, run) => call.Strategy.Id == "trap-and-emulate" ? Abandon(run) : run,
+        };
+        (RecordingObserver observer, SweepResult result, Sweep sweep) = Run(machines);
+        Assert.Single(machines.Calls, call => call.Strategy.Id == "trap-and-emulate");
+        Assert.True(result.Complete);
+        Assert.Equal(
+            sweep.Plan.Cells.Where(cell => cell.Strategy == "trap-and-emulate").ToHashSet(),
+            observer.Samples.Where(sample => sample.Status == SampleStatus.Failed).Select(s => s.Cell).ToHashSet()
+        );
+    }
+
+    [Fact]
+    public void A_guest_that_is_stuck_when_the_caller_cancels_leaves_no_sample()
+    {
+        using var stop = new CancellationTokenSource();
+        var machines = new ScriptedMachines
+        {
+            Bend = (call, run) =>
+            {
+                stop.Cancel();
+                return Abandon(run);
+            },
+        };
+        var observer = new RecordingObserver();
+        Assert.False(new Sweep(Options(), machines.Run).Run(observer, cancellation: stop.Token).Complete);
+        Assert.Empty(observer.Samples);
+    }
+
     [Theory]
     [InlineData(0)]
     [InlineData(1)]
@@ -376,6 +464,50 @@ public sealed class SweepTests
             observer.Exits.Where(exit => exit.Cell.Strategy == "trap-and-emulate"),
             exit => Assert.Null(exit.SwitchOutNanoseconds)
         );
+    }
+
+    [Fact]
+    public void What_the_kernel_counted_is_told_of_every_sample_of_a_strategy_with_an_account()
+    {
+        var machines = new ScriptedMachines
+        {
+            Bend = (call, run) =>
+                call.Strategy.Id != "trap-and-emulate"
+                    ? run
+                    : run with
+                    {
+                        Regions =
+                        [
+                            run.Regions[0] with
+                            {
+                                KernelStatistics = new KernelStatistics(
+                                    ["halt_exits", "exits", "irq_exits"],
+                                    [0, 0, (ulong)call.TrapsPerUnit]
+                                ),
+                            },
+                        ],
+                    },
+        };
+        (RecordingObserver observer, _, _) = Run(machines);
+        foreach (Sample sample in observer.Samples)
+        {
+            var expected = new List<(string, ulong)>();
+            if (sample.Cell.Strategy == "trap-and-emulate")
+            {
+                expected.Add(("exits", 0)); // 0 or not
+                if (sample.Cell.TrapsPerUnit > 0)
+                {
+                    expected.Add(("irq_exits", (ulong)sample.Cell.TrapsPerUnit));
+                }
+            }
+
+            Assert.Equal(
+                expected,
+                observer
+                    .KernelStatistics.Where(counter => (counter.Round, counter.Cell) == (sample.Round, sample.Cell))
+                    .Select(counter => (counter.Statistic, counter.Count))
+            );
+        }
     }
 
     [Fact]

@@ -78,6 +78,7 @@ public sealed class RunDirectoryFacts
             "round,strategy,workload,traps_per_unit,reason,count,switch_out_ns,dispatch_ns,emulate_ns,switch_in_ns\r\n",
             Text(run, "exits.csv")
         );
+        Assert.Equal("round,strategy,workload,traps_per_unit,statistic,count\r\n", Text(run, "kernel-statistics.csv"));
         Assert.StartsWith(
             "strategy,workload,t0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,verdict,points\r\n",
             Text(run, "fits.csv")
@@ -112,7 +113,7 @@ public sealed class RunDirectoryFacts
     {
         using var run = SyntheticRun.Empty();
         using var log = run.Directory.Append();
-        log.SampleTaken(Sample(0, 1), []);
+        log.SampleTaken(Sample(0, 1), [], []);
 
         Assert.Single(RunDirectory.Open(run.Directory.FullPath).Read().Samples);
     }
@@ -127,7 +128,7 @@ public sealed class RunDirectoryFacts
             Assert.True(log.IsDone(0, Sample(0, 2).Cell));
             Assert.False(log.IsDone(1, Sample(0, 2).Cell));
             Assert.Equal(2, log.Earlier.Count);
-            log.SampleTaken(Sample(1, 2), []);
+            log.SampleTaken(Sample(1, 2), [], []);
             Assert.True(log.IsDone(1, Sample(0, 2).Cell));
         }
 
@@ -158,13 +159,72 @@ public sealed class RunDirectoryFacts
         using var run = SyntheticRun.Empty();
         using (var log = run.Directory.Append())
         {
-            log.SampleTaken(Sample(0, 1), [Exit(0, 1)]);
+            log.SampleTaken(Sample(0, 1), [Exit(0, 1)], [Counter(0, 1)]);
         }
         File.AppendAllText(run.Directory.At("exits.csv"), "0,synthetic,rdtsc,2,rdtsc,200,,1,1,\r\n");
+        File.AppendAllText(run.Directory.At("kernel-statistics.csv"), "0,synthetic,rdtsc,2,exits,200\r\n0,syn");
 
         Assert.Single(run.Directory.Read().Exits);
+        Assert.Equal([Counter(0, 1)], run.Directory.Read().KernelStatistics);
         using (run.Directory.Append()) { }
         Assert.DoesNotContain("200", Text(run, "exits.csv"));
+        Assert.Equal(
+            "round,strategy,workload,traps_per_unit,statistic,count\r\n0,synthetic,rdtsc,1,exits,18446744073709551615\r\n",
+            Text(run, "kernel-statistics.csv")
+        );
+    }
+
+    [Fact]
+    public void A_run_from_before_there_were_kernel_statistics_opens_and_goes_on()
+    {
+        using var run = SyntheticRun.Full(rounds: 2);
+        File.Delete(run.Directory.At("kernel-statistics.csv"));
+        ReportWriter.Write(run.Directory, new NoRenderer());
+        var old = RunDirectory.Open(run.Directory.FullPath);
+        Assert.DoesNotContain("kernel-statistics.csv", old.Manifest.Files.Keys);
+        ReportWriter.Write(old, new NoRenderer());
+        Assert.Empty(old.Read().KernelStatistics);
+        Assert.False(File.Exists(run.Directory.At("kernel-statistics.csv")));
+
+        using (var log = RunDirectory.Open(run.Directory.FullPath).Append())
+        {
+            log.SampleTaken(Sample(9, 1), [], [Counter(9, 1)]);
+        }
+        Assert.Equal([Counter(9, 1)], RunDirectory.Open(run.Directory.FullPath).Read().KernelStatistics);
+    }
+
+    [Fact]
+    public void Kernel_statistics_of_a_finished_run_are_the_ones_that_were_counted()
+    {
+        using var run = SyntheticRun.Empty();
+        using (var log = run.Directory.Append())
+        {
+            log.SampleTaken(Sample(0, 1), [], [Counter(0, 1)]);
+        }
+        ReportWriter.WriteFits(run.Directory);
+        var path = run.Directory.At("kernel-statistics.csv");
+        var whole = File.ReadAllText(path);
+        File.WriteAllText(path, whole.Replace("18446744073709551615", "0"));
+        Assert.Contains("SHA-256", Refusal());
+        File.Delete(path);
+        Assert.Contains("kernel-statistics.csv is missing", Refusal());
+
+        string Refusal() =>
+            Assert.Throws<RunDirectoryException>(() => RunDirectory.Open(run.Directory.FullPath).Read()).Message;
+    }
+
+    [Fact]
+    public void Kernel_statistics_that_come_later_are_refused()
+    {
+        using var run = SyntheticRun.Full(rounds: 2);
+        File.Delete(run.Directory.At("kernel-statistics.csv"));
+        ReportWriter.WriteFits(run.Directory);
+        File.WriteAllText(
+            run.Directory.At("kernel-statistics.csv"),
+            "round,strategy,workload,traps_per_unit,statistic,count\r\n"
+        );
+        var error = Assert.Throws<RunDirectoryException>(() => RunDirectory.Open(run.Directory.FullPath).Read());
+        Assert.Contains("was not there when the run ended", error.Message);
     }
 
     [Fact]
@@ -237,7 +297,7 @@ public sealed class RunDirectoryFacts
 
         using (var log = RunDirectory.Open(run.Directory.FullPath).Append())
         {
-            log.SampleTaken(Sample(9, 3), []);
+            log.SampleTaken(Sample(9, 3), [], []);
         }
         var again = RunDirectory.Open(run.Directory.FullPath);
         Assert.Empty(again.Manifest.Files);
@@ -344,7 +404,7 @@ public sealed class RunDirectoryFacts
         var listener = new Listener();
         using (var log = run.Directory.Append(listener))
         {
-            log.SampleTaken(Sample(0, 1), []);
+            log.SampleTaken(Sample(0, 1), [], []);
             log.Progress(1, 2, TimeSpan.FromSeconds(3));
         }
 
@@ -368,6 +428,9 @@ public sealed class RunDirectoryFacts
             ""
         );
 
+    private static KernelStatisticRecord Counter(int round, int k) =>
+        new(round, new Cell("synthetic", "rdtsc", k), "exits", ulong.MaxValue);
+
     private static ExitRecord Exit(int round, int k) =>
         new(round, new Cell("synthetic", "rdtsc", k), "rdtsc", 100 * k, null, 1.5, 2.5, null);
 
@@ -376,7 +439,7 @@ public sealed class RunDirectoryFacts
         using var log = run.Append();
         foreach (var sample in samples)
         {
-            log.SampleTaken(sample, []);
+            log.SampleTaken(sample, [], []);
         }
     }
 
@@ -391,7 +454,11 @@ public sealed class RunDirectoryFacts
 
         public int Total { get; private set; }
 
-        public void SampleTaken(Sample sample, IReadOnlyList<ExitRecord> exits) => Samples++;
+        public void SampleTaken(
+            Sample sample,
+            IReadOnlyList<ExitRecord> exits,
+            IReadOnlyList<KernelStatisticRecord> kernelStatistics
+        ) => Samples++;
 
         public void Progress(int done, int total, TimeSpan? remaining) => (Done, Total) = (done, total);
     }

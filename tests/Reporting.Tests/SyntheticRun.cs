@@ -82,12 +82,16 @@ internal sealed class SyntheticRun : IDisposable
         };
 
     /// <summary>A run directory without samples.</summary>
-    public static SyntheticRun Empty(string host = "synthetic-host", RunDescription? description = null)
+    public static SyntheticRun Empty(
+        string host = "synthetic-host",
+        RunDescription? description = null,
+        object? environment = null
+    )
     {
         var folder = NewFolder();
         return new SyntheticRun(
             folder,
-            RunDirectory.Create(folder, host, Started, description ?? Description(), EnvironmentRecord())
+            RunDirectory.Create(folder, host, Started, description ?? Description(), environment ?? EnvironmentRecord())
         );
     }
 
@@ -99,7 +103,7 @@ internal sealed class SyntheticRun : IDisposable
         {
             foreach (var (sample, exits) in Samples(rounds))
             {
-                log.SampleTaken(sample, exits);
+                log.SampleTaken(sample, exits, []);
             }
         }
         return run;

@@ -12,6 +12,8 @@ internal sealed class RunFolder(string path)
     public const string ExitsHeader =
         "round,strategy,workload,traps_per_unit,reason,count,switch_out_ns,dispatch_ns,emulate_ns,switch_in_ns";
 
+    public const string KernelStatisticsHeader = "round,strategy,workload,traps_per_unit,statistic,count";
+
     public const string FitsHeader =
         "strategy,workload,t0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,"
         + "verdict,points";

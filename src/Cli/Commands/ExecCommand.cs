@@ -40,6 +40,8 @@ internal static class ExecCommand
         "seconds, more than 0 and at most 86400"
     );
 
+    private static readonly Dictionary<string, ulong> NoStatistics = [];
+
     static ExecCommand()
     {
         Guest.Required = true;
@@ -98,7 +100,8 @@ internal static class ExecCommand
         return command;
     }
 
-    private static int Execute(Terminal terminal, string file, Strategy strategy, GuestRunOptions options, bool json)
+    /// <summary>Runs the guest in this file, prints what it came to, and returns the exit code.</summary>
+    internal static int Execute(Terminal terminal, string file, Strategy strategy, GuestRunOptions options, bool json)
     {
         if (options.Parameters.Count > BootOptions.MaximumParameters)
         {
@@ -163,12 +166,23 @@ internal static class ExecCommand
             output.WriteLine($"   {count, 12} exits  {reason}");
         }
 
+        foreach ((string statistic, ulong count) in result.KernelStatistics ?? NoStatistics)
+        {
+            output.WriteLine($"   {count, 12} counted by the kernel  {statistic}");
+        }
+
         foreach (MeasuredRegion region in result.Regions)
         {
             output.WriteLine(
                 $"   region {region.Id}: {region.Units} units in {Nanoseconds(region.ElapsedNanoseconds)}, "
                     + $"{GuestRunResult.TrapsIn(region)} traps"
             );
+            if (region.KernelStatistics?.Telling() is { } counted)
+            {
+                output.WriteLine(
+                    $"      counted by the kernel: {string.Join(", ", counted.Select(counter => $"{counter.Key} {counter.Value}"))}"
+                );
+            }
         }
 
         foreach (string note in result.Notes)
@@ -192,8 +206,10 @@ internal static class ExecCommand
                 region.Units,
                 ElapsedNs = Math.Round(region.ElapsedNanoseconds, 1),
                 Traps = GuestRunResult.TrapsIn(region),
+                KernelStatistics = region.KernelStatistics?.Telling(),
             }),
             result.Exits,
+            result.KernelStatistics,
             result.Faithful,
             result.Notes,
             result.TimeSource,
@@ -205,6 +221,7 @@ internal static class ExecCommand
             RunEnd.Exited => $"exited with status {outcome.Status}",
             RunEnd.TimedOut => "timed out",
             RunEnd.Cancelled => "cancelled",
+            RunEnd.Abandoned => "abandoned",
             _ => "failed",
         };
 

@@ -18,7 +18,7 @@ internal static class UnitTimeFigure
         var title = $"Time per unit of work: {RunFigures.InstructionOf(run, workload)}";
         const string Subtitle =
             "Each point is one sample, each line a least-squares fit: it starts at t0 and rises by Δt per trap "
-            + "(by the instruction's own cost where nothing traps).";
+            + "(where nothing traps, by what the instruction costs without an exit to the VMM).";
         var description =
             "Time per work unit against k, the sensitive instructions per unit. "
             + string.Join(" ", fits.Select(fit => $"{run.Strategy(fit.Strategy).Label}: {fit.VerdictText}."));

@@ -35,7 +35,7 @@ internal static class EnvironmentTable
                 }
                 break;
             case JsonArray items:
-                rows.Add([Name(path), string.Join(", ", items.Select(Text))]);
+                rows.Add([Name(path), items.Count == 0 ? "none" : string.Join(", ", items.Select(Text))]);
                 break;
             default:
                 rows.Add([Name(path), Text(node)]);

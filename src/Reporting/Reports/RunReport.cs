@@ -36,6 +36,7 @@ internal sealed class RunReport
     {
         var blocks = new List<Block>();
         blocks.Add(Provenance());
+        blocks.AddRange(HardwareParagraph.Of(run));
         blocks.Add(new Heading("Summary", "summary"));
         blocks.AddRange(Summary());
         blocks.Add(new Heading("Figures", "figures"));
@@ -52,6 +53,11 @@ internal sealed class RunReport
         }
         blocks.Add(new Heading("Results", "results"));
         blocks.AddRange(Results());
+        if (KernelExits.Of(run) is { Count: > 0 } kernelExits)
+        {
+            blocks.Add(new Heading("Exits that the kernel handled itself", "kernel-exits"));
+            blocks.AddRange(kernelExits);
+        }
         blocks.Add(new Heading("Skipped and failed", "skipped"));
         blocks.AddRange(SkippedAndFailed());
         blocks.Add(new Heading("Method in short", "method"));
@@ -148,6 +154,12 @@ internal sealed class RunReport
         if (fit.TrapNanoseconds is null && run.Workload(fit.Workload).SensitiveInstruction is null)
         {
             return $"nothing in it traps; a unit of work takes {Quantity.Time(fit.Densities[0].UnitNanoseconds)}.";
+        }
+        if (fit.Verdict == FitVerdict.ZeroTraps && run.KernelCounted.Contains(fit.Strategy))
+        {
+            return fit.UntrappedInstructionNanoseconds is { } spent && (fit.IsExact || spent.Low > 0)
+                ? $"0 exits to user space; an instruction costs {Quantity.Time(spent)} without one, spent by the processor or in the kernel."
+                : "0 exits to user space, and what the instruction costs without one cannot be told from 0.";
         }
         if (fit.Verdict == FitVerdict.ZeroTraps)
         {
@@ -434,6 +446,23 @@ internal sealed class RunReport
                         ),
                 ]
             );
+        var noted = run
+            .Contents.Samples.Where(sample => sample.Status == SampleStatus.Ok && sample.Note.Length > 0)
+            .GroupBy(sample => (sample.Cell.Strategy, sample.Note))
+            .ToList();
+        if (noted.Count > 0)
+        {
+            yield return new Table(
+                "Notes on samples that fits do use",
+                [new("Samples", true), new("Strategy"), new("Note")],
+                [
+                    .. noted.Select(group =>
+                        (IReadOnlyList<string>)
+                            [group.Count().ToString(CultureInfo.InvariantCulture), group.Key.Strategy, group.Key.Note]
+                    ),
+                ]
+            );
+        }
     }
 
     private IEnumerable<Block> Method()

@@ -145,6 +145,42 @@ internal sealed partial class ExitRow
         );
 }
 
+/// <summary>A row of kernel-statistics.csv.</summary>
+[CsvRecord]
+internal sealed partial class KernelStatisticRow
+{
+    [CsvColumn("round")]
+    public int Round { get; set; }
+
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("traps_per_unit")]
+    public int TrapsPerUnit { get; set; }
+
+    [CsvColumn("statistic")]
+    public string Statistic { get; set; } = "";
+
+    [CsvColumn("count")]
+    public ulong Count { get; set; }
+
+    public static KernelStatisticRow Of(KernelStatisticRecord counter) =>
+        new()
+        {
+            Round = counter.Round,
+            Strategy = counter.Cell.Strategy,
+            Workload = counter.Cell.Workload,
+            TrapsPerUnit = counter.Cell.TrapsPerUnit,
+            Statistic = counter.Statistic,
+            Count = counter.Count,
+        };
+
+    public KernelStatisticRecord ToRecord() => new(Round, new Cell(Strategy, Workload, TrapsPerUnit), Statistic, Count);
+}
+
 /// <summary>A row of fits.csv.</summary>
 [CsvRecord]
 internal sealed partial class FitRow

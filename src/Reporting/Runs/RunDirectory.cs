@@ -9,16 +9,18 @@ namespace VirtBench.Reporting.Runs;
 /// <summary>What a run measured, as its files say.</summary>
 /// <param name="Samples">Rows of samples.csv, in the order they were taken.</param>
 /// <param name="Exits">Rows of exits.csv that belong to one of the samples.</param>
+/// <param name="KernelStatistics">Rows of kernel-statistics.csv that do; none where the run is older than this file.</param>
 /// <param name="Notices">What was found wrong with the files and left out, a line each.</param>
 public sealed record RunContents(
     IReadOnlyList<Sample> Samples,
     IReadOnlyList<ExitRecord> Exits,
+    IReadOnlyList<KernelStatisticRecord> KernelStatistics,
     IReadOnlyList<string> Notices
 );
 
 /// <summary>
-/// A folder that holds one run: manifest.json, environment.json, samples.csv and exits.csv as they were measured, and what
-/// is derived from them. docs/file-formats.md describes the files.
+/// A folder that holds one run: manifest.json, environment.json, samples.csv, exits.csv and kernel-statistics.csv as they were
+/// measured, and what is derived from them. docs/file-formats.md describes the files.
 /// </summary>
 public sealed class RunDirectory
 {
@@ -27,6 +29,7 @@ public sealed class RunDirectory
         EnvironmentFile = "environment.json",
         SamplesFile = "samples.csv",
         ExitsFile = "exits.csv",
+        KernelStatisticsFile = "kernel-statistics.csv",
         FitsFile = "fits.csv",
         FiguresFolder = "figures",
         CostProfileFile = "cost-profile.json",
@@ -90,6 +93,7 @@ public sealed class RunDirectory
         );
         run.Write(SamplesFile, CsvFile.Encode(Array.Empty<SampleRow>(), withHeader: true));
         run.Write(ExitsFile, CsvFile.Encode(Array.Empty<ExitRow>(), withHeader: true));
+        run.Write(KernelStatisticsFile, CsvFile.Encode(Array.Empty<KernelStatisticRow>(), withHeader: true));
         return run;
     }
 
@@ -149,14 +153,40 @@ public sealed class RunDirectory
         AddNotice(notice);
         CheckSamples(samples);
         var taken = samples.Select(sample => (sample.Round, sample.Cell)).ToHashSet();
-        var kept = exits.Where(exit => taken.Contains((exit.Round, exit.Cell))).ToList();
-        if (kept.Count < exits.Count)
+        return new RunContents(
+            samples,
+            Finished(ExitsFile, exits, exit => (exit.Round, exit.Cell)),
+            Finished(KernelStatisticsFile, ReadKernelStatistics(), counter => (counter.Round, counter.Cell)),
+            notices
+        );
+
+        List<TRecord> Finished<TRecord>(string file, List<TRecord> records, Func<TRecord, (int, Cell)> sampleOf)
         {
-            AddNotice(
-                $"{ExitsFile}: {exits.Count - kept.Count} rows belong to a sample that was never finished and are not counted."
-            );
+            var kept = records.Where(record => taken.Contains(sampleOf(record))).ToList();
+            if (kept.Count < records.Count)
+            {
+                AddNotice(
+                    $"{file}: {records.Count - kept.Count} rows belong to a sample that was never finished and are not counted."
+                );
+            }
+            return kept;
         }
-        return new RunContents(samples, kept, notices);
+
+        List<KernelStatisticRecord> ReadKernelStatistics()
+        {
+            if (!HasKernelStatistics())
+            {
+                return [];
+            }
+            CheckHash(KernelStatisticsFile);
+            var rows = CsvFile.Read<KernelStatisticRow, KernelStatisticRecord>(
+                At(KernelStatisticsFile),
+                row => row.ToRecord(),
+                out var notice
+            );
+            AddNotice(notice);
+            return rows;
+        }
 
         void AddNotice(string? text)
         {
@@ -203,7 +233,14 @@ public sealed class RunDirectory
         {
             Write(ExitsFile, CsvFile.Encode(contents.Exits.Select(ExitRow.Of), withHeader: true));
         }
-        return new SampleLog(At(SamplesFile), At(ExitsFile), contents, next);
+        if (contents.Notices.Count > 0 || !File.Exists(At(KernelStatisticsFile)))
+        {
+            Write(
+                KernelStatisticsFile,
+                CsvFile.Encode(contents.KernelStatistics.Select(KernelStatisticRow.Of), withHeader: true)
+            );
+        }
+        return new SampleLog(this, contents, next);
     }
 
     /// <summary>Replaces what the manifest says of the run, for what is known only later (a cell that had to be skipped).</summary>
@@ -286,6 +323,19 @@ public sealed class RunDirectory
         }
     }
 
+    /// <summary>A run that is older than the file has none, and no hash of one.</summary>
+    private bool HasKernelStatistics()
+    {
+        var isThere = File.Exists(At(KernelStatisticsFile));
+        if (isThere && Manifest.Files.Count > 0 && !Manifest.Files.ContainsKey(KernelStatisticsFile))
+        {
+            throw new RunDirectoryException(
+                $"{At(KernelStatisticsFile)} was not there when the run ended: {ManifestFile} has no hash of it. Remove it."
+            );
+        }
+        return isThere || Manifest.Files.ContainsKey(KernelStatisticsFile);
+    }
+
     private void CheckHash(string name)
     {
         if (Manifest.Files.TryGetValue(name, out var hash) && RunFiles.Sha256(RunFiles.Read(At(name))) != hash)
@@ -327,8 +377,12 @@ public sealed class RunDirectory
 
     private void DropIncompleteLine()
     {
-        foreach (var name in new[] { SamplesFile, ExitsFile })
+        foreach (var name in new[] { SamplesFile, ExitsFile, KernelStatisticsFile })
         {
+            if (name == KernelStatisticsFile && !File.Exists(At(name)))
+            {
+                continue;
+            }
             var bytes = RunFiles.Read(At(name));
             var whole = CsvFile.WholeLength(bytes);
             if (whole < bytes.Length)

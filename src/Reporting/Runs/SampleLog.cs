@@ -8,29 +8,28 @@ namespace VirtBench.Reporting.Runs;
 /// </summary>
 public sealed class SampleLog : ISweepObserver, IDisposable
 {
-    private readonly string samplesPath;
-    private readonly string exitsPath;
-    private readonly FileStream samples;
-    private readonly FileStream exits;
+    private readonly AppendedFile samples;
+    private readonly AppendedFile exits;
+    private readonly AppendedFile kernelStatistics;
     private readonly ISweepObserver? next;
     private readonly HashSet<(int Round, Cell Cell)> done;
 
-    internal SampleLog(string samplesPath, string exitsPath, RunContents contents, ISweepObserver? next)
+    internal SampleLog(RunDirectory run, RunContents contents, ISweepObserver? next)
     {
-        this.samplesPath = samplesPath;
-        this.exitsPath = exitsPath;
         this.next = next;
         Notices = contents.Notices;
         Earlier = contents.Samples;
         done = [.. contents.Samples.Select(sample => (sample.Round, sample.Cell))];
-        samples = OpenAtEnd(samplesPath);
+        samples = new AppendedFile(run.At(RunDirectory.SamplesFile));
         try
         {
-            exits = OpenAtEnd(exitsPath);
+            exits = new AppendedFile(run.At(RunDirectory.ExitsFile));
+            kernelStatistics = new AppendedFile(run.At(RunDirectory.KernelStatisticsFile));
         }
         catch
         {
             samples.Dispose();
+            exits?.Dispose();
             throw;
         }
     }
@@ -48,13 +47,18 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     public bool IsDone(int round, Cell cell) => done.Contains((round, cell));
 
     /// <inheritdoc />
-    public void SampleTaken(Sample sample, IReadOnlyList<ExitRecord> exits)
+    public void SampleTaken(
+        Sample sample,
+        IReadOnlyList<ExitRecord> exits,
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+    )
     {
         // The sample's own row last: exits without it are recognised as left over, a sample without its exits would not be.
-        Append(this.exits, exitsPath, CsvFile.Encode(exits.Select(ExitRow.Of), withHeader: false));
-        Append(samples, samplesPath, CsvFile.Encode([SampleRow.Of(sample)], withHeader: false));
+        this.exits.Append(CsvFile.Encode(exits.Select(ExitRow.Of), withHeader: false));
+        this.kernelStatistics.Append(CsvFile.Encode(kernelStatistics.Select(KernelStatisticRow.Of), withHeader: false));
+        samples.Append(CsvFile.Encode([SampleRow.Of(sample)], withHeader: false));
         done.Add((sample.Round, sample.Cell));
-        next?.SampleTaken(sample, exits);
+        next?.SampleTaken(sample, exits, kernelStatistics);
     }
 
     /// <inheritdoc />
@@ -65,20 +69,32 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     {
         samples.Dispose();
         exits.Dispose();
+        kernelStatistics.Dispose();
     }
 
-    private static FileStream OpenAtEnd(string path)
+    /// <summary>A file that only ever grows.</summary>
+    private sealed class AppendedFile : IDisposable
     {
-        FileStream? stream = null;
-        RunFiles.Writing(
-            path,
-            0,
-            // No buffer of its own: a write is one system call, and a row is never split by a full buffer.
-            (path, _) => stream = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.Read, bufferSize: 0)
-        );
-        return stream!;
-    }
+        private readonly string path;
+        private readonly FileStream stream;
 
-    private static void Append(FileStream stream, string path, byte[] rows) =>
-        RunFiles.Writing(path, (stream, rows), static (_, to) => to.stream.Write(to.rows));
+        public AppendedFile(string path)
+        {
+            this.path = path;
+            FileStream? opened = null;
+            RunFiles.Writing(
+                path,
+                0,
+                // No buffer of its own: a write is one system call, and a row is never split by a full buffer.
+                (path, _) =>
+                    opened = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.Read, bufferSize: 0)
+            );
+            stream = opened!;
+        }
+
+        public void Append(byte[] rows) =>
+            RunFiles.Writing(path, (stream, rows), static (_, to) => to.stream.Write(to.rows));
+
+        public void Dispose() => stream.Dispose();
+    }
 }

@@ -1,0 +1,121 @@
+using System.Text.Json.Nodes;
+using VirtBench.Analysis;
+
+namespace VirtBench.Reporting.Reports;
+
+/// <summary>
+/// What stands near the top of every report with results of hardware assist: which module they come from, how it executes guest
+/// ring 0, and how it translates guest addresses. All of it is environment.json's.
+/// </summary>
+internal static class HardwareParagraph
+{
+    /// <summary>Ids of strategies that run guests through /dev/kvm begin with this.</summary>
+    private const string HardwarePrefix = "hardware";
+
+    public static IEnumerable<Block> Of(RunAnalysis run)
+    {
+        var strategies = run
+            .Fits.Select(fit => run.Strategy(fit.Strategy))
+            .Where(strategy => !strategy.IsComputed && strategy.Id.StartsWith(HardwarePrefix, StringComparison.Ordinal))
+            .DistinctBy(strategy => strategy.Id)
+            .ToList();
+        if (strategies.Count == 0)
+        {
+            yield break;
+        }
+        var kvm = new KvmEntry(run.Environment);
+        var labels = string.Join(", ", strategies.Select(strategy => strategy.Label));
+        yield return new Paragraph(
+            $"Results of {labels} come from ",
+            Span.Strong(kvm.Module ?? "a module that the kernel does not name"),
+            ". ",
+            RingZero(kvm) + Paging(kvm) + BelowThisHost(run.Environment)
+        );
+        if (kvm.Missing.Count > 0)
+        {
+            yield return new Paragraph($"Not offered by /dev/kvm here: {string.Join("; ", kvm.Missing)}.");
+        }
+    }
+
+    private static string RingZero(KvmEntry kvm)
+    {
+        var measured = kvm is { RingZeroNanoseconds: { } inside, HostNanoseconds: { } outside }
+            ? $" (an instruction of a counting loop took {Quantity.Time(inside)} there and {Quantity.Time(outside)} in a process "
+                + "of this host, measured when the run began)"
+            : "";
+        return kvm.IsRingZeroEmulated switch
+        {
+            true =>
+                $"It emulates guest ring 0 instruction by instruction in the host's kernel{measured}: what guests do is right, "
+                    + "and how long it takes is the emulator's time, not that of VT-x or AMD-V.",
+            false => $"It runs guest ring 0 on the processor itself{measured}.",
+            null => "How it executes guest ring 0 was not recorded.",
+        };
+    }
+
+    private static string Paging(KvmEntry kvm) =>
+        kvm.Paging is { } words ? $" Guest memory: {words}." : " Whether paging was nested or shadow was not recorded.";
+
+    private static string BelowThisHost(JsonNode environment) =>
+        Member(environment, "hypervisor", "present") is JsonValue value
+        && value.TryGetValue(out bool present)
+        && present
+            ? " This host is a virtual machine itself: what a module asks of virtualization hardware goes through the hypervisor below."
+            : "";
+
+    private static JsonNode? Member(JsonNode? node, params ReadOnlySpan<string> path)
+    {
+        foreach (var name in path)
+        {
+            node = (node as JsonObject)?[name];
+        }
+        return node;
+    }
+
+    /// <summary>What environment.json says of /dev/kvm; null where it does not, as in runs of earlier versions.</summary>
+    internal sealed class KvmEntry(JsonNode environment)
+    {
+        public string? Module => Text("module");
+
+        public bool? IsRingZeroEmulated =>
+            Text("ring0") switch
+            {
+                "emulated" => true,
+                "native" => false,
+                _ => null,
+            };
+
+        public double? RingZeroNanoseconds => Number("ring0_nanoseconds_per_instruction");
+
+        public double? HostNanoseconds => Number("host_nanoseconds_per_instruction");
+
+        public bool? IsPagingNested =>
+            Member(environment, "kvm", "nested_paging") is JsonValue value && value.TryGetValue(out bool nested)
+                ? nested
+                : null;
+
+        public string? Paging => Text("paging");
+
+        /// <summary>Instructions that kvm_pvm emulates at most before it looks around, as its parameter says.</summary>
+        public string? EmulationBatch => TextOf(Member(environment, "kvm", "modules", "kvm_pvm", "pvm_emul_batch"));
+
+        public IReadOnlyList<string> Missing =>
+            Member(environment, "kvm", "missing") is JsonArray items
+                ?
+                [
+                    .. items
+                        .Select(item => (Name: TextOf(Member(item, "name")), Effect: TextOf(Member(item, "effect"))))
+                        .Where(item => item.Name is not null)
+                        .Select(item => item.Effect is null ? item.Name! : $"{item.Name} ({item.Effect})"),
+                ]
+                : [];
+
+        private string? Text(string name) => TextOf(Member(environment, "kvm", name));
+
+        private double? Number(string name) =>
+            Member(environment, "kvm", name) is JsonValue value && value.TryGetValue(out double number) ? number : null;
+
+        private static string? TextOf(JsonNode? node) =>
+            node is JsonValue value && value.TryGetValue(out string? text) ? text : null;
+    }
+}
