@@ -1,3 +1,4 @@
+using VirtBench.Strategies.Hardware;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using static Iced.Intel.AssemblerRegisters;
@@ -58,7 +59,7 @@ public sealed class MsrTests
     {
         if (concerned)
         {
-            HardwareGuest.SkipWhereHole("wrmsr");
+            HardwareGuest.SkipUnderPvm("does not take or check what is written");
         }
     }
 
@@ -80,7 +81,7 @@ public sealed class MsrTests
             0x200, // an MTRR
             0x2FF, // IA32_MTRR_DEF_TYPE
             0x480, // VMX
-            0x6E0, // IA32_TSC_DEADLINE
+            TscDeadline,
             0x802, // x2APIC
             0x8FF,
             0xDA0, // IA32_XSS
@@ -93,12 +94,25 @@ public sealed class MsrTests
             0xC001_0117, // AMD's VM_HSAVE_PA
         ];
 
+    private const uint TscDeadline = 0x6E0;
+
+    private static void SkipWhereDeadlinesAreDropped() =>
+        Assert.SkipWhen(
+            KvmHost.Current.Module == KvmProbe.IntelModule,
+            "kvm_intel may drop a write of IA32_TSC_DEADLINE before the filter is asked"
+        );
+
     [Theory]
     [MemberData(nameof(Absent))]
     public void Any_other_raises_gp_when_read_and_when_written(uint msr)
     {
         foreach (bool writes in (bool[])[false, true])
         {
+            if (writes && msr == TscDeadline)
+            {
+                SkipWhereDeadlinesAreDropped();
+            }
+
             using var guest = new HardwareGuest(a =>
             {
                 a.LoadIdt();

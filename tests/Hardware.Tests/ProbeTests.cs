@@ -77,14 +77,14 @@ public sealed class ProbeTests
     }
 
     [Theory]
-    [InlineData("kvm_amd")]
-    [InlineData("kvm_intel")]
-    public void Sensitive_instructions_are_no_holes_of_the_hardware(string module)
+    [InlineData("kvm_amd", "popcnt vmcall vmmcall")]
+    [InlineData("kvm_intel", "popcnt vmcall vmmcall")]
+    public void Sensitive_instructions_are_no_holes_of_the_hardware(string module, string holes)
     {
         var host = new KvmHost { Access = KvmAccess.Usable, Module = module };
         Assert.Equal(
-            ["popcnt", "vmcall", "vmmcall"],
-            HardwareHoles.Of(host).Select(hole => hole.Instruction).Order(StringComparer.Ordinal)
+            holes,
+            string.Join(' ', HardwareHoles.Of(host).Select(hole => hole.Instruction).Order(StringComparer.Ordinal))
         );
     }
 

@@ -144,7 +144,7 @@ public sealed class StateTests
     [Fact]
     public void Tsc_aux_survives_too()
     {
-        HardwareGuest.SkipWhereHole("wrmsr");
+        HardwareGuest.SkipUnderPvm("has no TSC_AUX");
         using var guest = new HardwareGuest(a => a.@out(0x80, al));
         guest.Cpu.TscAux = 0x89AB_CDEF;
         new HardwareEngineDriver(guest).Run(VmExitReason.PortIo);

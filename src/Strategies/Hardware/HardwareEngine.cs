@@ -1,5 +1,6 @@
 using System.ComponentModel;
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
@@ -334,70 +335,86 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         return Interlocked.Exchange(ref _kicked, 0) != 0;
     }
 
-    private ref Kvm.Regs Shared => ref _machine.Run->Regs;
+    // struct kvm_regs has its first eight registers in another order than GuestRegisters; from R8 on, RIP and RFLAGS
+    // included, the two are the same.
+    private const int Reordered = 8;
+    private const int RegisterCount = 18;
 
-    // Each comparison is with what the last exit left in the shared page: KVM reads it only when told that it is dirty.
+    /// <summary>
+    /// Compares with what the last exit left in the shared page: KVM reads that only when told that it is dirty.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private bool RegistersChanged()
     {
-        GuestRegisters* r = _cpu.Registers;
-        ref Kvm.Regs shared = ref Shared;
+        ulong* ours = (ulong*)_cpu.Registers;
+        Kvm.Regs* shared = &_machine.Run->Regs;
         ulong differs =
-            (r->Gpr[Gpr.Rax] ^ shared.Rax)
-            | (r->Gpr[Gpr.Rcx] ^ shared.Rcx)
-            | (r->Gpr[Gpr.Rdx] ^ shared.Rdx)
-            | (r->Gpr[Gpr.Rbx] ^ shared.Rbx)
-            | (r->Gpr[Gpr.Rsp] ^ shared.Rsp)
-            | (r->Gpr[Gpr.Rbp] ^ shared.Rbp)
-            | (r->Gpr[Gpr.Rsi] ^ shared.Rsi)
-            | (r->Gpr[Gpr.Rdi] ^ shared.Rdi);
-        return differs != 0 || !new ReadOnlySpan<ulong>(&r->Gpr[Gpr.R8], TailLength).SequenceEqual(shared.R8ToRflags);
-    }
+            (ours[Gpr.Rax] ^ shared->Rax)
+            | (ours[Gpr.Rcx] ^ shared->Rcx)
+            | (ours[Gpr.Rdx] ^ shared->Rdx)
+            | (ours[Gpr.Rbx] ^ shared->Rbx)
+            | (ours[Gpr.Rsp] ^ shared->Rsp)
+            | (ours[Gpr.Rbp] ^ shared->Rbp)
+            | (ours[Gpr.Rsi] ^ shared->Rsi)
+            | (ours[Gpr.Rdi] ^ shared->Rdi);
+        Vector128<ulong> rest = Vector128<ulong>.Zero;
+        for (int i = Reordered; i < RegisterCount; i += Vector128<ulong>.Count)
+        {
+            rest |= Vector128.Load(ours + i) ^ Vector128.Load((ulong*)shared + i);
+        }
 
-    private const int TailLength = 10; // R8 to R15, RIP, RFLAGS
+        return differs != 0 || rest != Vector128<ulong>.Zero;
+    }
 
     private void EnterRegisters()
     {
-        GuestRegisters* r = _cpu.Registers;
-        ref Kvm.Regs shared = ref Shared;
-        shared.Rax = r->Gpr[Gpr.Rax];
-        shared.Rcx = r->Gpr[Gpr.Rcx];
-        shared.Rdx = r->Gpr[Gpr.Rdx];
-        shared.Rbx = r->Gpr[Gpr.Rbx];
-        shared.Rsp = r->Gpr[Gpr.Rsp];
-        shared.Rbp = r->Gpr[Gpr.Rbp];
-        shared.Rsi = r->Gpr[Gpr.Rsi];
-        shared.Rdi = r->Gpr[Gpr.Rdi];
-        new ReadOnlySpan<ulong>(&r->Gpr[Gpr.R8], TailLength).CopyTo(shared.R8ToRflags);
+        ulong* ours = (ulong*)_cpu.Registers;
+        Kvm.Regs* shared = &_machine.Run->Regs;
+        shared->Rax = ours[Gpr.Rax];
+        shared->Rcx = ours[Gpr.Rcx];
+        shared->Rdx = ours[Gpr.Rdx];
+        shared->Rbx = ours[Gpr.Rbx];
+        shared->Rsp = ours[Gpr.Rsp];
+        shared->Rbp = ours[Gpr.Rbp];
+        shared->Rsi = ours[Gpr.Rsi];
+        shared->Rdi = ours[Gpr.Rdi];
+        for (int i = Reordered; i < RegisterCount; i += Vector128<ulong>.Count)
+        {
+            Vector128.Store(Vector128.Load(ours + i), (ulong*)shared + i);
+        }
+
         if (_machine.Capabilities.SyncRegs)
         {
             _machine.Run->DirtyRegs = Kvm.SyncX86Regs;
         }
         else
         {
-            _machine.Vcpu(Kvm.SetRegs, ref shared, "KVM_SET_REGS");
+            _machine.Vcpu(Kvm.SetRegs, ref *shared, "KVM_SET_REGS");
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void LeaveRegisters()
     {
-        ref Kvm.Regs shared = ref Shared;
+        ulong* ours = (ulong*)_cpu.Registers;
+        Kvm.Regs* shared = &_machine.Run->Regs;
         if (!_machine.Capabilities.SyncRegs)
         {
-            _machine.Vcpu(Kvm.GetRegs, ref shared, "KVM_GET_REGS");
+            _machine.Vcpu(Kvm.GetRegs, ref *shared, "KVM_GET_REGS");
         }
 
-        GuestRegisters* r = _cpu.Registers;
-        r->Gpr[Gpr.Rax] = shared.Rax;
-        r->Gpr[Gpr.Rcx] = shared.Rcx;
-        r->Gpr[Gpr.Rdx] = shared.Rdx;
-        r->Gpr[Gpr.Rbx] = shared.Rbx;
-        r->Gpr[Gpr.Rsp] = shared.Rsp;
-        r->Gpr[Gpr.Rbp] = shared.Rbp;
-        r->Gpr[Gpr.Rsi] = shared.Rsi;
-        r->Gpr[Gpr.Rdi] = shared.Rdi;
-        ((ReadOnlySpan<ulong>)shared.R8ToRflags).CopyTo(new Span<ulong>(&r->Gpr[Gpr.R8], TailLength));
+        ours[Gpr.Rax] = shared->Rax;
+        ours[Gpr.Rcx] = shared->Rcx;
+        ours[Gpr.Rdx] = shared->Rdx;
+        ours[Gpr.Rbx] = shared->Rbx;
+        ours[Gpr.Rsp] = shared->Rsp;
+        ours[Gpr.Rbp] = shared->Rbp;
+        ours[Gpr.Rsi] = shared->Rsi;
+        ours[Gpr.Rdi] = shared->Rdi;
+        for (int i = Reordered; i < RegisterCount; i += Vector128<ulong>.Count)
+        {
+            Vector128.Store(Vector128.Load((ulong*)shared + i), ours + i);
+        }
     }
 
     // ------------------------------------------------------------------------------------------------ exit

@@ -74,6 +74,7 @@ internal static class HardwareHoles
             holes.AddRange(WithoutQuirks);
         }
 
+        // kvm_intel's short cut for IA32_TSC_DEADLINE past the filter is not listed: it would make every WRMSR suspect.
         if (host.Module == KvmProbe.PvmModule)
         {
             holes.AddRange(OfPvm);

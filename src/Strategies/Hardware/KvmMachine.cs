@@ -81,7 +81,7 @@ internal sealed unsafe class KvmMachine : IDisposable
 
     /// <summary>KVM_RUN: 0, or the error number.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public int Enter() => -BareIoctl(_vcpu, Kvm.Run);
+    public int Enter() => -(int)_entry(_vcpu, Kvm.Run, 0);
 
     /// <summary>A request without an argument: its result, or the negative error number.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -92,6 +92,9 @@ internal sealed unsafe class KvmMachine : IDisposable
     /// storage, which each exit would pay for.
     /// </summary>
     private static readonly delegate* unmanaged<long, ulong, ulong, long> SystemCallEntry = CreateSystemCallEntry();
+
+    // A copy: in a method that is compiled once and for all, each use of the static one would ask whether it is there yet.
+    private readonly delegate* unmanaged<long, ulong, ulong, long> _entry = SystemCallEntry;
 
     private static delegate* unmanaged<long, ulong, ulong, long> CreateSystemCallEntry()
     {

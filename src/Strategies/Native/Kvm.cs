@@ -189,7 +189,7 @@ internal static unsafe partial class Kvm
             Rsp,
             Rbp;
 
-        /// <summary>R8 to R15, RIP, RFLAGS: in the order of <see cref="Vmm.Cpu.GuestRegisters"/>.</summary>
+        /// <summary>R8 to R15, RIP, RFLAGS: in the order of <see cref="VirtBench.Vmm.Cpu.GuestRegisters"/>.</summary>
         public Tail R8ToRflags;
 
         [InlineArray(10)]
