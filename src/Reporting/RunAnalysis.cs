@@ -45,6 +45,12 @@ public sealed record RunAnalysis(
         Manifest.Run.Strategies.FirstOrDefault(strategy => strategy.Id == id)
         ?? new StrategyEntry(id, id, IsComputed: false, "not recorded");
 
+    /// <summary>
+    /// Whether a strategy's times are those of an emulator of guest ring 0 behind /dev/kvm: measured, but of no processor.
+    /// </summary>
+    public bool IsRingZeroEmulated(string strategy) =>
+        KvmEntry.IsOf(strategy) && new KvmEntry(Environment).IsRingZeroEmulated == true;
+
     /// <summary>The manifest's entry of a workload, or one made of its id where the manifest does not know it.</summary>
     public WorkloadEntry Workload(string id) =>
         Manifest.Run.Workloads.FirstOrDefault(workload => workload.Id == id) ?? new WorkloadEntry(id, null, id);

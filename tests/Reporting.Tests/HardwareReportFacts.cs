@@ -148,6 +148,26 @@ public sealed class HardwareReportFacts
     }
 
     [Fact]
+    public void Times_of_an_emulator_have_a_panel_of_their_own_and_no_say_in_what_a_trap_costs_here()
+    {
+        using var run = Run(Emulating);
+        Assert.Equal(["Measured, ring 0 emulated"], PanelsOf(run));
+        Assert.Contains("No strategy that runs on this host's processor was measured", Report(run).Markdown);
+
+        using var native = Run(Native);
+        Assert.Equal(["Measured on this host"], PanelsOf(native));
+        Assert.Contains("On this host one costs", Report(native).Markdown);
+    }
+
+    private static IEnumerable<string> PanelsOf(SyntheticRun run) =>
+        RunFigures
+            .Of(RunAnalysis.Of(run.Directory))
+            .First(figure => figure.Id == "time-per-unit-port-io")
+            .Specification["hconcat"]!
+            .AsArray()
+            .Select(panel => panel!["title"]!["text"]!.GetValue<string>());
+
+    [Fact]
     public void A_module_that_runs_ring_0_natively_is_named_with_its_paging()
     {
         using var run = Run(Native);

@@ -34,7 +34,8 @@ public static class RunFigures
 
     /// <summary>
     /// Side-by-side panels, one for measured and one for computed times: a second of the host and a second of the cost
-    /// profile are different seconds, and one axis for both would compare them.
+    /// profile are different seconds, and one axis for both would compare them. Times through a module that emulates guest
+    /// ring 0 have a panel of their own for the same reason.
     /// </summary>
     internal static JsonObject Panels(
         RunAnalysis run,
@@ -42,15 +43,25 @@ public static class RunFigures
         Func<IReadOnlyList<OverheadFit>, int, JsonObject> panel
     )
     {
-        var groups = fits.GroupBy(fit => run.Strategy(fit.Strategy).IsComputed).OrderBy(group => group.Key).ToList();
-        var width = groups.Count == 1 ? 560 : 290;
+        var groups = fits.GroupBy(fit => Origin(run, fit.Strategy)).OrderBy(group => group.Key).ToList();
+        var width = groups.Count switch
+        {
+            1 => 560,
+            2 => 290,
+            _ => 230,
+        };
         var views = groups
             .Select(group =>
             {
                 var view = panel([.. group], width);
                 view["title"] = new JsonObject
                 {
-                    ["text"] = group.Key ? "Computed from a cost profile" : "Measured on this host",
+                    ["text"] = group.Key switch
+                    {
+                        TimeOrigin.Host => "Measured on this host",
+                        TimeOrigin.RingZeroEmulator => "Measured, ring 0 emulated",
+                        _ => "Computed from a cost profile",
+                    },
                     ["fontSize"] = 12,
                     ["anchor"] = "middle",
                     ["offset"] = 6,
@@ -74,6 +85,18 @@ public static class RunFigures
             },
         };
     }
+
+    private enum TimeOrigin
+    {
+        Host,
+        RingZeroEmulator,
+        CostProfile,
+    }
+
+    private static TimeOrigin Origin(RunAnalysis run, string strategy) =>
+        run.Strategy(strategy).IsComputed ? TimeOrigin.CostProfile
+        : run.IsRingZeroEmulated(strategy) ? TimeOrigin.RingZeroEmulator
+        : TimeOrigin.Host;
 
     /// <summary>The fits of a workload that have something to draw.</summary>
     internal static List<OverheadFit> FitsOf(RunAnalysis run, string workload) =>

@@ -34,7 +34,7 @@ internal static class KernelExits
             ),
             Table(run, cells),
         };
-        var kvm = new HardwareParagraph.KvmEntry(run.Environment);
+        var kvm = new KvmEntry(run.Environment);
         blocks.Add(new BulletList([.. Explanations(run, cells, kvm)]));
         return blocks;
     }
@@ -110,11 +110,7 @@ internal static class KernelExits
         );
     }
 
-    private static IEnumerable<Paragraph> Explanations(
-        RunAnalysis run,
-        List<CellCounts> cells,
-        HardwareParagraph.KvmEntry kvm
-    )
+    private static IEnumerable<Paragraph> Explanations(RunAnalysis run, List<CellCounts> cells, KvmEntry kvm)
     {
         if (kvm.IsRingZeroEmulated == true)
         {

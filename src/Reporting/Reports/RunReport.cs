@@ -82,7 +82,7 @@ internal sealed class RunReport
     private IEnumerable<Block> Summary()
     {
         var trapping = run.Fits.Where(fit => fit.TrapNanoseconds is { Value: > 0 }).ToList();
-        var measured = trapping.Where(fit => !IsComputed(fit)).ToList();
+        var measured = trapping.Where(fit => !IsComputed(fit) && !run.IsRingZeroEmulated(fit.Strategy)).ToList();
         yield return Extremes(measured);
         var items = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints).Select(FitSummary).ToList();
         if (items.Count > 0)
@@ -134,7 +134,11 @@ internal sealed class RunReport
     /// <summary>What to say when no fit of a measured strategy has a cost per trap that is above 0 for sure.</summary>
     private string WithoutCost()
     {
-        var ofThisHost = run.Contents.Samples.Where(sample => !run.Strategy(sample.Cell.Strategy).IsComputed).ToList();
+        var ofThisHost = run
+            .Contents.Samples.Where(sample =>
+                !run.Strategy(sample.Cell.Strategy).IsComputed && !run.IsRingZeroEmulated(sample.Cell.Strategy)
+            )
+            .ToList();
         return ofThisHost.Count == 0 ? "No strategy that runs on this host's processor was measured in this run."
             : ofThisHost.TrueForAll(sample => sample.Status == SampleStatus.Failed)
                 ? "No sample of a strategy that runs on this host's processor succeeded, so this run does not say what one costs here."
