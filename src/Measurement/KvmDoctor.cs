@@ -122,7 +122,7 @@ internal static class KvmDoctor
                 "kvm-emulates-ring0",
                 Severity.Disturbs,
                 $"{module} emulates guest ring 0 instead of running it on the CPU{Pace(kvm)}",
-                "guests behave as they should under the hardware strategy, but its times are the emulator's, not those of VT-x or AMD-V; "
+                "times of the hardware strategy are the emulator's, not those of VT-x or AMD-V, and some instructions answer otherwise (docs/strategies.md); "
                     + "results are labelled so",
                 "for such times: bare metal, or a virtual machine with nested virtualization, where kvm_intel or kvm_amd loads"
             );

@@ -43,8 +43,8 @@ internal static class HardwareParagraph
         return kvm.IsRingZeroEmulated switch
         {
             true =>
-                $"It emulates guest ring 0 instruction by instruction in the host's kernel{measured}: what guests do is right, "
-                    + "and how long it takes is the emulator's time, not that of VT-x or AMD-V.",
+                $"It emulates guest ring 0 instruction by instruction in the host's kernel{measured}: how long a guest takes is "
+                    + "the emulator's time, not that of VT-x or AMD-V, and some instructions answer otherwise (docs/strategies.md).",
             false => $"It runs guest ring 0 on the processor itself{measured}.",
             null => "How it executes guest ring 0 was not recorded.",
         };
