@@ -179,6 +179,13 @@ public sealed class HoleScanTests
             a.vzeroupper();
             a.vmcall();
             a.vmmcall();
+            a.popcnt(eax, ecx);
+            a.rdmsr();
+            a.wrmsr();
+            a.monitor();
+            a.mwait();
+            a.@int(0x80);
+            a.sysretq();
         });
         Assert.Equal(
             machine.Capabilities.Holes.Select(hole => hole.Instruction).Order(),

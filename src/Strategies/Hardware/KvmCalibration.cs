@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
@@ -30,6 +31,7 @@ internal sealed unsafe class KvmCalibration : IDisposable
     }
 
     /// <summary>Enters the guest so many times, and does nothing else.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Exits(int count)
     {
         KvmMachine machine = _engine!.Machine;
