@@ -40,13 +40,11 @@ internal static unsafe partial class Kvm
     public const uint GetStatsFd = 0xAECE;
     public const uint SetDeviceAttr = 0x4018_AEE1;
     public const uint GetDeviceAttr = 0x4018_AEE2;
-    public const uint HasDeviceAttr = 0x4018_AEE3;
 
     // Capabilities.
     public const int CapUserMemory = 3;
     public const int CapSetTssAddr = 4;
     public const int CapExtCpuid = 7;
-    public const int CapSetIdentityMapAddr = 37;
     public const int CapVcpuEvents = 41;
     public const int CapDebugregs = 50;
     public const int CapXsave = 55;
@@ -82,11 +80,9 @@ internal static unsafe partial class Kvm
     public const ulong VcpuTscOffset = 0;
 
     // Exit reasons.
-    public const uint ExitUnknown = 0;
     public const uint ExitIo = 2;
     public const uint ExitHlt = 5;
     public const uint ExitMmio = 6;
-    public const uint ExitIrqWindowOpen = 7;
     public const uint ExitShutdown = 8;
     public const uint ExitFailEntry = 9;
     public const uint ExitSetTpr = 11;
