@@ -25,7 +25,7 @@ public sealed class EndTests
         );
         string message = guest.RunToFailure();
         Assert.Equal(
-            "the guest executed HLT before RIP 0x100002 and no device of it can raise an interrupt to wake it",
+            "the guest executed HLT before RIP 0x100002 and interrupts are off",
             message
         );
         Assert.True(guest.Cpu.Halted);

@@ -93,7 +93,11 @@ internal sealed class StuckStrategy : Strategy, IExecutionEngine, IEngineClock
 
     public void ChargeEmulation(TrapReason reason) { }
 
-    public string? Map(in ShadowPage page) => null;
+    public ulong Deadline { get; set; }
+
+    public void Idle() { }
+
+    public MapResult Map(in ShadowPage page) => MapResult.Mapped;
 
     public void SwitchAddressSpace() { }
 

@@ -67,10 +67,44 @@ internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngine
 
     public void Kick() => Volatile.Write(ref _kicked, 1);
 
-    public string? Map(in ShadowPage page)
+    /// <summary>Each deadline that the core has set.</summary>
+    public List<ulong> Deadlines { get; } = [];
+
+    public ulong Deadline
+    {
+        get => Deadlines.Count == 0 ? ulong.MaxValue : Deadlines[^1];
+        set => Deadlines.Add(value);
+    }
+
+    /// <summary>As on a computed clock: the time until the deadline passes at once.</summary>
+    public void Idle()
+    {
+        Calls.Add("idle");
+        if (Interlocked.Exchange(ref _kicked, 0) == 0 && Deadline != ulong.MaxValue)
+        {
+            Ticks = Math.Max(Ticks, Deadline);
+        }
+    }
+
+    public VmExit Step()
+    {
+        Calls.Add("step");
+        return Run();
+    }
+
+    /// <summary>What <see cref="AcceptsInterrupt"/> says.</summary>
+    public bool AcceptsInterrupt { get; set; } = true;
+
+    public void RequestInterruptWindow() => Calls.Add("window");
+
+    public void AllowInStep(in ShadowPage page) => Calls.Add($"allow 0x{page.Address:X}");
+
+    public MapResult? MapAnswer { get; set; }
+
+    public MapResult Map(in ShadowPage page)
     {
         Mapped.Add(page);
-        return MapRefusal;
+        return MapAnswer ?? (MapRefusal is { } message ? MapResult.Refused(message) : MapResult.Mapped);
     }
 
     public void Inject(in GuestEvent guestEvent) => Injected.Add(guestEvent);

@@ -215,7 +215,7 @@ public sealed class VirtualMachineTests : IDisposable
         Assert.Equal(
             (
                 RunEnd.Failed,
-                "the guest executed HLT before RIP 0x100001 and no device of it can raise an interrupt to wake it"
+                "the guest executed HLT before RIP 0x100001 and interrupts are off"
             ),
             (outcome.End, outcome.Message)
         );

@@ -175,8 +175,14 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     }
 
     /// <inheritdoc/>
-    public string? Map(in ShadowPage page) =>
+    public MapResult Map(in ShadowPage page) =>
         throw new NotSupportedException("guest page tables are the hardware's here");
+
+    /// <inheritdoc/>
+    public ulong Deadline { get; set; } = ulong.MaxValue;
+
+    /// <inheritdoc/>
+    public void Idle() => throw new NotSupportedException();
 
     /// <inheritdoc/>
     public void SwitchAddressSpace() { }

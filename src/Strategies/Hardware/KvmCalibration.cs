@@ -94,7 +94,11 @@ internal sealed unsafe class KvmCalibration : IDisposable
 
         public void Kick() { }
 
-        public string? Map(in ShadowPage page) => throw new NotSupportedException();
+        public ulong Deadline { get; set; }
+
+        public void Idle() => throw new NotSupportedException();
+
+        public MapResult Map(in ShadowPage page) => throw new NotSupportedException();
 
         public void SwitchAddressSpace() { }
 

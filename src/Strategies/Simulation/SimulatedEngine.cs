@@ -388,7 +388,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     }
 
     /// <inheritdoc/>
-    public string? Map(in ShadowPage page)
+    public MapResult Map(in ShadowPage page)
     {
         // The view in which it faulted; when it was the core that touched the page, the one it will run in.
         AddressView view = _cpu.Cpl == 3 ? _user : _kernel;
@@ -397,8 +397,14 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             RenewEpochs();
         }
 
-        return null;
+        return MapResult.Mapped;
     }
+
+    /// <inheritdoc/>
+    public ulong Deadline { get; set; } = ulong.MaxValue;
+
+    /// <inheritdoc/>
+    public void Idle() => throw new NotSupportedException();
 
     /// <inheritdoc/>
     public void SwitchAddressSpace()

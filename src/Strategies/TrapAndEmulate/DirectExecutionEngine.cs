@@ -494,7 +494,14 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     // ------------------------------------------------------------------------------------------------ shadow page table
 
     /// <inheritdoc/>
-    public string? Map(in ShadowPage page) => _shadow.Add(page);
+    public MapResult Map(in ShadowPage page) =>
+        _shadow.Add(page) is { } refusal ? MapResult.Refused(refusal) : MapResult.Mapped;
+
+    /// <inheritdoc/>
+    public ulong Deadline { get; set; } = ulong.MaxValue;
+
+    /// <inheritdoc/>
+    public void Idle() => throw new NotSupportedException();
 
     /// <inheritdoc/>
     public void SwitchAddressSpace() => _shadow.Switch();

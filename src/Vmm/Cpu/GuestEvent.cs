@@ -123,6 +123,9 @@ public readonly record struct GuestEvent(
     public static GuestEvent PageFault(ulong address, uint errorCode) =>
         new(GuestEventKind.Exception, Vector.PageFault, errorCode, address);
 
+    /// <summary>An external interrupt.</summary>
+    public static GuestEvent Interrupt(byte vector) => new(GuestEventKind.Interrupt, vector);
+
     /// <summary>INT n or INT3 of the given length at RIP.</summary>
     public static GuestEvent SoftwareInterrupt(byte vector, int instructionLength) =>
         new(GuestEventKind.SoftwareInterrupt, vector, InstructionLength: (byte)instructionLength);

@@ -10,6 +10,38 @@ namespace VirtBench.Vmm.Emulation;
 // and the SSE moves that compilers copy with.
 public sealed partial class InstructionEmulator
 {
+    /// <summary>
+    /// Whether <see cref="EmulateDataAccess"/> knows the instruction that <see cref="TryDecode"/> has just decoded.
+    /// </summary>
+    public bool CanEmulateDataAccess => _current.Operation != Operation.Unprivileged || IsEmulatedDataAccess();
+
+    private bool IsEmulatedDataAccess() =>
+        Instruction.IsStringInstruction
+        || Instruction.Mnemonic switch
+        {
+            Mnemonic.Mov
+            or Mnemonic.Movzx
+            or Mnemonic.Movsx
+            or Mnemonic.Movsxd
+            or Mnemonic.Add
+            or Mnemonic.Sub
+            or Mnemonic.Cmp
+            or Mnemonic.And
+            or Mnemonic.Or
+            or Mnemonic.Xor
+            or Mnemonic.Test
+            or Mnemonic.Movups
+            or Mnemonic.Movupd
+            or Mnemonic.Movdqu
+            or Mnemonic.Movaps
+            or Mnemonic.Movapd
+            or Mnemonic.Movdqa => true,
+            Mnemonic.Movq or Mnemonic.Movd or Mnemonic.Movss or Mnemonic.Movsd => (
+                Instruction.Op0Kind == OpKind.Memory ? Instruction.Op1Register : Instruction.Op0Register
+            ).IsXMM(),
+            _ => false,
+        };
+
     private EmulationResult AccessData()
     {
         if (Instruction.IsStringInstruction)

@@ -33,7 +33,7 @@ public interface IExecutionEngine : IDisposable
     /// VM entry … VM exit. On entry the general registers, RIP and RFLAGS of the CPU block are the guest's; on return
     /// they are again (RFLAGS keeps the core's virtual <see cref="Rflags.Privileged"/> bits). There is no pending event on
     /// entry: the core has delivered or injected it. The interrupt shadow is the core's to keep, unless the engine delivers
-    /// events.
+    /// events, and holds for an entry only as long as RIP stays.
     /// </summary>
     /// <returns>
     /// Never a reason of which the guest has seen half: every exit leaves the guest between two instructions, but for
@@ -41,6 +41,39 @@ public interface IExecutionEngine : IDisposable
     /// <see cref="SaveLazyState"/> completes.
     /// </returns>
     VmExit Run();
+
+    /// <summary>
+    /// Executes one guest instruction: as <see cref="Run"/>, but comes back with <see cref="VmExitReason.Stepped"/> when the
+    /// instruction is done. One that exits does so with its own reason, and then nothing of it has happened. A guest that
+    /// single-steps itself (RFLAGS.TF) gets its #DB as an <see cref="VmExitReason.Exception"/> as ever. Not called where
+    /// <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// </summary>
+    VmExit Step() => throw new NotSupportedException("this engine leaves the interrupt shadow to the hardware");
+
+    /// <summary>
+    /// Clock ticks at which a <see cref="Run"/> comes back with <see cref="VmExitReason.Interrupted"/> though nobody has
+    /// kicked it; <see cref="ulong.MaxValue"/> for never. Set by the vCPU thread between runs: the next event of a timer. A
+    /// computed clock keeps to it as exactly as its engine can look, the host's as soon as a thread can be woken.
+    /// </summary>
+    ulong Deadline { get; set; }
+
+    /// <summary>
+    /// The CPU is halted: waits until <see cref="Deadline"/> or a kick, which it takes as <see cref="Run"/> does. On a
+    /// computed clock the time in between passes at once.
+    /// </summary>
+    void Idle();
+
+    /// <summary>
+    /// Whether an external interrupt given to <see cref="Inject"/> now would be delivered at the next entry: RFLAGS.IF is set
+    /// and no interrupt shadow holds. Asked only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// </summary>
+    bool AcceptsInterrupt => throw new NotSupportedException("this engine leaves events to the core");
+
+    /// <summary>
+    /// Makes the next <see cref="Run"/> come back with <see cref="VmExitReason.InterruptWindow"/> as soon as
+    /// <see cref="AcceptsInterrupt"/> is true. Called only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// </summary>
+    void RequestInterruptWindow() => throw new NotSupportedException("this engine leaves events to the core");
 
     /// <summary>
     /// From any thread: makes a <see cref="Run"/> that is under way, or else the next one, return soon with
@@ -53,8 +86,15 @@ public interface IExecutionEngine : IDisposable
     /// <see cref="Run"/>. An engine may map less than the page, as long as it covers the faulting address, but never more
     /// rights than stated.
     /// </summary>
-    /// <returns>Null, or one line that says why a guest cannot map this address under this engine.</returns>
-    string? Map(in ShadowPage page);
+    MapResult Map(in ShadowPage page);
+
+    /// <summary>
+    /// Lets the next <see cref="Step"/> write a page that <see cref="Map"/> has answered with <see cref="MapOutcome.Emulate"/>,
+    /// because the core has no emulation of the instruction. The engine protects the page again once the step is done, and
+    /// drops every mapping that the write has changed. An instruction that reaches into several such pages is stepped again
+    /// with each of them.
+    /// </summary>
+    void AllowInStep(in ShadowPage page) => throw new NotSupportedException("this engine protects no page");
 
     /// <summary>
     /// CR3 was written, or a bit of CR0, CR4 or EFER that governs paging: mappings derived from the guest's tables are no
@@ -66,7 +106,7 @@ public interface IExecutionEngine : IDisposable
     void InvalidatePage(ulong address);
 
     /// <summary>
-    /// Delivers an event at the next entry. Called only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// Delivers an event at the next entry; an external interrupt only when <see cref="AcceptsInterrupt"/> is true. Called only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
     /// </summary>
     void Inject(in GuestEvent guestEvent) => throw new NotSupportedException("this engine leaves events to the core");
 
@@ -103,6 +143,37 @@ public static class ExecutionEngineExtensions
         engine.ReadKernelStatistics(values);
         return new KernelStatistics(names, values);
     }
+}
+
+/// <summary>What an engine has made of a mapping.</summary>
+public enum MapOutcome : byte
+{
+    /// <summary>It is there.</summary>
+    Mapped,
+
+    /// <summary>
+    /// The page holds page tables of the guest that mappings were derived from: writes to it have to be emulated, by the core
+    /// or by <see cref="IExecutionEngine.AllowInStep"/>.
+    /// </summary>
+    Emulate,
+
+    /// <summary>The engine cannot map this address; <see cref="MapResult.Message"/> says why.</summary>
+    Refused,
+}
+
+/// <summary>The answer to <see cref="IExecutionEngine.Map"/>.</summary>
+/// <param name="Outcome">What became of the mapping.</param>
+/// <param name="Message">Refused: one line for the user.</param>
+public readonly record struct MapResult(MapOutcome Outcome, string? Message = null)
+{
+    /// <summary>The mapping is there.</summary>
+    public static MapResult Mapped => default;
+
+    /// <summary>Writes have to be emulated.</summary>
+    public static MapResult Emulate => new(MapOutcome.Emulate);
+
+    /// <summary>A guest cannot have this mapping under this engine.</summary>
+    public static MapResult Refused(string message) => new(MapOutcome.Refused, message);
 }
 
 /// <summary>One mapping that the guest's page tables grant.</summary>

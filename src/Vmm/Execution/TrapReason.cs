@@ -63,8 +63,20 @@ public enum TrapReason : byte
     /// <summary>A data access to an address without RAM.</summary>
     Mmio,
 
-    /// <summary>A kick from another thread.</summary>
+    /// <summary>A kick from another thread, or a timer's deadline.</summary>
     Kick,
+
+    /// <summary>A write to a page table of the guest's that the engine keeps its shadow page tables in step with.</summary>
+    PageTableWrite,
+
+    /// <summary>
+    /// An instruction executed by itself: the one in an interrupt shadow, or a write to a page table that the core does not
+    /// emulate.
+    /// </summary>
+    SingleStep,
+
+    /// <summary>The guest became able to take an external interrupt that was waiting.</summary>
+    InterruptWindow,
 }
 
 /// <summary>Names of <see cref="TrapReason"/> in files and JSON.</summary>
@@ -92,6 +104,9 @@ public static class TrapReasons
         "guest-exception",
         "mmio",
         "kick",
+        "page-table-write",
+        "single-step",
+        "interrupt-window",
     ];
 
     /// <summary>How many reasons there are.</summary>

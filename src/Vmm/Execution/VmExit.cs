@@ -4,10 +4,18 @@ namespace VirtBench.Vmm.Execution;
 public enum VmExitReason : byte
 {
     /// <summary>
-    /// <see cref="IExecutionEngine.Kick"/> was called, or the engine wants pending events looked at. The guest is
-    /// untouched.
+    /// <see cref="IExecutionEngine.Kick"/> was called, <see cref="IExecutionEngine.Deadline"/> is over, or the engine wants
+    /// pending events looked at. The guest is untouched.
     /// </summary>
     Interrupted,
+
+    /// <summary><see cref="IExecutionEngine.Step"/> has executed its one instruction.</summary>
+    Stepped,
+
+    /// <summary>
+    /// The guest can take an external interrupt now, as <see cref="IExecutionEngine.RequestInterruptWindow"/> asked to be told.
+    /// </summary>
+    InterruptWindow,
 
     /// <summary>
     /// The instruction at RIP faulted for lack of privilege (#GP in the deprivileged ring). RIP points at it; nothing of

@@ -118,7 +118,8 @@ public sealed class CarrierLifeTests
             for (ulong i = 0; i < (ulong)pages; i++)
             {
                 ulong address = 0x40_0000 + (i * 0x2000);
-                Assert.Null(
+                Assert.Equal(
+                    MapResult.Mapped,
                     guest.Engine.Map(
                         new ShadowPage(address, address, 0x40_0000, 4096, VirtBench.Vmm.Memory.PageAccess.Read)
                     )

@@ -116,7 +116,8 @@ internal sealed unsafe class SimulatedGuest : IDisposable
         HiddenFaults++;
         ulong length = 1UL << walk.PageShift;
         ulong offset = exit.Address & (length - 1);
-        Assert.Null(
+        Assert.Equal(
+            MapResult.Mapped,
             Engine.Map(
                 new ShadowPage(
                     exit.Address,

@@ -1,0 +1,192 @@
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Devices;
+using VirtBench.Vmm.Emulation;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Vmm.Execution;
+
+// What the core does about each exit.
+public sealed partial class VirtualMachine
+{
+    private TrapReason HandlePrivilegedInstruction(IEngineClock clock, out ulong dispatched)
+    {
+        if (!_emulator.TryDecode(out TrapReason reason, out GuestEvent fetchFault))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = fetchFault;
+            return TrapReason.GuestException;
+        }
+
+        dispatched = clock.Ticks;
+        Complete(_emulator.Emulate(out GuestEvent guestEvent), guestEvent);
+        return reason;
+    }
+
+    /// <summary>
+    /// #BP and #OF come from an instruction that the host lets ring 3 execute, with RIP behind it. The guest's own gate
+    /// decides whether it may, so RIP goes back to it: one byte for INT3, two for INT n.
+    /// </summary>
+    private GuestEvent TrapGate(byte vector)
+    {
+        const byte int3 = 0xCC;
+        bool isInt3 =
+            vector == Vector.Breakpoint
+            && PageWalker.IsCanonical(Cpu.Rip - 1)
+            && PageWalker.Walk(Cpu, Memory, Cpu.Rip - 1, PageAccess.Execute, commit: false) is { Fault: false } code
+            && Memory.Contains(code.PhysicalAddress, 1)
+            && Memory.Read<byte>(code.PhysicalAddress) == int3;
+        int length = isInt3 ? 1 : 2;
+        Cpu.Rip -= (ulong)length;
+        return GuestEvent.SoftwareInterrupt(vector, length);
+    }
+
+    private void Complete(EmulationResult result, in GuestEvent guestEvent)
+    {
+        switch (result)
+        {
+            case EmulationResult.Event:
+                Cpu.PendingEvent = guestEvent;
+                break;
+            case EmulationResult.Halted:
+                Cpu.Halted = true;
+                break;
+        }
+    }
+
+    /// <summary>The hardware has decoded the instruction and checked that the guest may execute it.</summary>
+    private unsafe TrapReason HandlePortIo(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        ushort port = (ushort)exit.Address;
+        bool writes = (exit.Access & PageAccess.Write) != 0;
+        dispatched = clock.Ticks;
+        byte* item = (byte*)exit.Data;
+        for (uint i = 0; i < exit.Count; i++, item += exit.Size)
+        {
+            if (writes)
+            {
+                uint value = exit.Size switch
+                {
+                    1 => *item,
+                    2 => *(ushort*)item,
+                    _ => *(uint*)item,
+                };
+                Ports.Write(port, exit.Size, value, Cpu.Rip);
+            }
+            else
+            {
+                uint value = Ports.Read(port, exit.Size, Cpu.Rip);
+                new ReadOnlySpan<byte>(&value, exit.Size).CopyTo(new Span<byte>(item, exit.Size));
+            }
+        }
+
+        return writes && MeasurementPorts.IsMeasurementPort(port) ? TrapReason.RegionMarker : TrapReason.PortIo;
+    }
+
+    private unsafe TrapReason HandleMmio(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        dispatched = clock.Ticks;
+        var data = new Span<byte>((void*)exit.Data, exit.Size);
+        if ((exit.Access & PageAccess.Write) != 0)
+        {
+            AbsentMemory.Write(exit.Address, data, Cpu.Rip);
+        }
+        else
+        {
+            AbsentMemory.Read(exit.Address, data, Cpu.Rip);
+        }
+
+        return TrapReason.Mmio;
+    }
+
+    /// <summary>Hidden fault, true fault or an address without RAM: the guest's own tables decide.</summary>
+    private TrapReason HandlePageFault(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    {
+        PageAccess access = exit.Access | (Cpu.Cpl == 3 ? PageAccess.User : 0);
+        if (!PageWalker.IsCanonical(exit.Address))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = GuestEvent.Exception(Vector.GeneralProtection);
+            return TrapReason.GuestException;
+        }
+
+        Translation translation = PageWalker.Walk(Cpu, Memory, exit.Address, access);
+        if (translation.Fault)
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = GuestEvent.PageFault(exit.Address, translation.ErrorCode);
+            return TrapReason.GuestPageFault;
+        }
+
+        if (!Memory.Contains(translation.PhysicalAddress, 1))
+        {
+            return HandleAbsentMemory(exit, translation.PhysicalAddress, clock, out dispatched);
+        }
+
+        dispatched = clock.Ticks;
+        ulong length = 1UL << translation.PageShift;
+        ulong offset = exit.Address & (length - 1);
+        bool supervisorWritesReadOnly = Cpu.Cpl != 3 && (Cpu.Cr0 & Cr0.Wp) == 0;
+        bool writable =
+            translation.Dirty && ((translation.Permissions & PageAccess.Write) != 0 || supervisorWritesReadOnly);
+        var page = new ShadowPage(
+            exit.Address,
+            exit.Address - offset,
+            translation.PhysicalAddress - offset,
+            length,
+            (translation.Permissions & ~PageAccess.Write) | (writable ? PageAccess.Write : 0)
+        );
+        MapResult result = _engine.Map(page);
+        return result.Outcome switch
+        {
+            MapOutcome.Mapped => TrapReason.HiddenPageFault,
+            MapOutcome.Emulate => WritePageTable(page),
+            _ => throw new GuestFailureException(result.Message!),
+        };
+    }
+
+    /// <summary>
+    /// A write to a page that the engine keeps read-only, since it follows the guest's page tables there. What the core has no
+    /// emulation of is executed by itself, with the page open for it.
+    /// </summary>
+    private TrapReason WritePageTable(in ShadowPage page)
+    {
+        if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
+        {
+            Cpu.PendingEvent = fetchFault;
+            return TrapReason.GuestException;
+        }
+
+        if (_emulator.CanEmulateDataAccess)
+        {
+            Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
+        }
+        else
+        {
+            _engine.AllowInStep(page);
+            _step = true;
+        }
+
+        return TrapReason.PageTableWrite;
+    }
+
+    private TrapReason HandleAbsentMemory(in VmExit exit, ulong physical, IEngineClock clock, out ulong dispatched)
+    {
+        if ((exit.Access & PageAccess.Execute) != 0)
+        {
+            throw new GuestFailureException(
+                $"the guest fetches an instruction at 0x{exit.Address:X}, guest-physical 0x{physical:X}, where there is no RAM"
+            );
+        }
+
+        if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
+        {
+            dispatched = clock.Ticks;
+            Cpu.PendingEvent = fetchFault;
+            return TrapReason.GuestException;
+        }
+
+        dispatched = clock.Ticks;
+        Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
+        return TrapReason.Mmio;
+    }
+}

@@ -1,0 +1,223 @@
+using System.Diagnostics;
+using System.Runtime.CompilerServices;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Emulation;
+using VirtBench.Vmm.Interrupts;
+
+namespace VirtBench.Vmm.Execution;
+
+// The run loop: time, events and interrupts before each entry, and the one place that dispatches on an exit.
+public sealed partial class VirtualMachine
+{
+    /// <summary>The next entry is to execute one instruction only.</summary>
+    private bool _step;
+
+    // It runs as long as the guest: compiled ahead of time it would never be compiled again, better, for this CPU.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private RunOutcome RunLoop(CancellationToken deadline, CancellationToken cancellation)
+    {
+        IEngineClock clock = _engine.Clock;
+        bool deliversEvents = _engine.Capabilities.DeliversEvents;
+        ulong now = clock.Ticks;
+        while (_exitPort.Status is null)
+        {
+            PassTime(now);
+            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
+            {
+                TakeInterrupt(deliversEvents);
+            }
+
+            if (Cpu.PendingEvent.Kind != GuestEventKind.None)
+            {
+                DeliverPendingEvent(deliversEvents);
+            }
+
+            if (Cpu.Halted)
+            {
+                if (WhyNeverWoken() is { } why)
+                {
+                    return new RunOutcome(RunEnd.Failed, 0, why);
+                }
+
+                _engine.Idle();
+                now = clock.Ticks;
+                if (Stopped(deadline, cancellation) is { } stopped)
+                {
+                    return stopped;
+                }
+
+                continue;
+            }
+
+            ulong entry = Cpu.Rip;
+            VmExit exit = _step ? _engine.Step() : _engine.Run();
+            ulong seen = clock.Ticks;
+            _step = false;
+            if (!deliversEvents && (Cpu.Rip != entry || exit.Reason == VmExitReason.Stepped))
+            {
+                Cpu.InterruptShadow = false; // the one instruction is over
+            }
+
+            TrapReason reason;
+            ulong dispatched;
+            switch (exit.Reason)
+            {
+                case VmExitReason.PrivilegedInstruction:
+                    reason = HandlePrivilegedInstruction(clock, out dispatched);
+                    break;
+
+                case VmExitReason.PageFault:
+                    reason = HandlePageFault(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.Exception:
+                    reason = TrapReason.GuestException;
+                    dispatched = clock.Ticks;
+                    Cpu.PendingEvent = exit.Vector is Vector.Breakpoint or Vector.Overflow
+                        ? TrapGate(exit.Vector)
+                        : GuestEvent.Exception(exit.Vector, exit.ErrorCode);
+                    break;
+
+                case VmExitReason.SystemCall:
+                    reason = TrapReason.SystemCall;
+                    dispatched = clock.Ticks;
+                    SystemCalls.Enter(Cpu);
+                    break;
+
+                case VmExitReason.PortIo:
+                    reason = HandlePortIo(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.Mmio:
+                    reason = HandleMmio(exit, clock, out dispatched);
+                    break;
+
+                case VmExitReason.ModelSpecificRegister:
+                    reason = TrapReason.Msr;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.TaskPriority:
+                    reason = TrapReason.ControlRegister;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.Halt:
+                    reason = TrapReason.Halt;
+                    dispatched = clock.Ticks;
+                    Cpu.Halted = true;
+                    break;
+
+                case VmExitReason.InterruptWindow:
+                    reason = TrapReason.InterruptWindow;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.Stepped:
+                    reason = TrapReason.SingleStep;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.Interrupted:
+                    reason = TrapReason.Kick;
+                    dispatched = clock.Ticks;
+                    break;
+
+                case VmExitReason.Failed:
+                    return new RunOutcome(RunEnd.Failed, 0, exit.Message);
+
+                default:
+                    throw new UnreachableException($"exit reason {exit.Reason}");
+            }
+
+            clock.ChargeEmulation(reason);
+            now = clock.Ticks;
+            Ledger.Record(reason, dispatched - seen, now - dispatched);
+            if (reason == TrapReason.Kick && Stopped(deadline, cancellation) is { } outcome)
+            {
+                return outcome;
+            }
+        }
+
+        return new RunOutcome(RunEnd.Exited, _exitPort.Status.Value, null);
+    }
+
+    // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
+    private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
+        cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
+        : deadline.IsCancellationRequested
+            ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
+        : null;
+
+    /// <summary>Lets the timer's events happen that are due, and tells the engine of the next.</summary>
+    private void PassTime(ulong now)
+    {
+        if (now >= Timer.NextEvent)
+        {
+            Timer.Advance(now);
+        }
+
+        if (Timer.NextEvent != _deadline)
+        {
+            _deadline = Timer.NextEvent;
+            _engine.Deadline = _deadline;
+        }
+    }
+
+    private ulong _deadline = ulong.MaxValue;
+
+    /// <summary>
+    /// Makes a waiting interrupt the pending event when the CPU can take it: RFLAGS.IF set and no interrupt shadow. A shadow
+    /// ends with the next instruction, which is therefore executed by itself.
+    /// </summary>
+    private void TakeInterrupt(bool deliversEvents)
+    {
+        if (deliversEvents)
+        {
+            bool asleep = Cpu.Halted && (Cpu.Rflags & Rflags.If) != 0;
+            if (!asleep && !_engine.AcceptsInterrupt)
+            {
+                _engine.RequestInterruptWindow();
+                return;
+            }
+        }
+        else if ((Cpu.Rflags & Rflags.If) == 0)
+        {
+            return;
+        }
+        else if (Cpu.InterruptShadow && !Cpu.Halted)
+        {
+            _step = true;
+            return;
+        }
+
+        Cpu.PendingEvent = GuestEvent.Interrupt(Interrupts.Acknowledge());
+    }
+
+    private void DeliverPendingEvent(bool deliversEvents)
+    {
+        GuestEvent pending = Cpu.PendingEvent;
+        if (deliversEvents)
+        {
+            _engine.Inject(pending);
+            Cpu.Halted = false;
+        }
+        else
+        {
+            _delivery.Deliver(pending);
+        }
+
+        Cpu.PendingEvent = default;
+    }
+
+    /// <summary>Of a halted CPU: null, or why nothing will ever wake it.</summary>
+    private string? WhyNeverWoken()
+    {
+        string? why =
+            (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
+            : Timer.NextEvent == ulong.MaxValue ? "no device of it can raise an interrupt to wake it"
+            : Interrupts.IsMasked(IntervalTimer.Line) ? "the timer's interrupt, the only one to come, is masked"
+            : null;
+        return why is null ? null : $"the guest executed HLT before RIP 0x{Cpu.Rip:X} and {why}";
+    }
+}
