@@ -72,6 +72,64 @@ public sealed class AbsentMemoryTests : IDisposable
     }
 
     [Fact]
+    public void Threads_that_fetch_ahead_bring_each_frame_in_once()
+    {
+        GuestMemory memory = Absent();
+        ulong frames = RamBytes / PageSize;
+        for (ulong frame = 0; frame < frames; frame++)
+        {
+            _source.Write(frame * PageSize, frame);
+        }
+
+        Parallel.For(0, 4 * (long)frames, i => memory.Fetch((ulong)i % frames));
+        Assert.Equal((long)frames, _pager.Fetched);
+        Assert.True(memory.ArePresent(0, RamBytes));
+        for (ulong frame = 0; frame < frames; frame++)
+        {
+            Assert.Equal(frame, memory.Read<ulong>(frame * PageSize));
+        }
+    }
+
+    [Fact]
+    public void A_range_is_present_when_every_frame_of_it_is()
+    {
+        GuestMemory memory = Absent();
+        memory.Fetch(5);
+        memory.Fetch(6);
+        Assert.True(memory.ArePresent(0x5FFF, 2));
+        Assert.False(memory.ArePresent(0x4FFF, 2) || memory.ArePresent(0x6FFF, 2));
+        Assert.True(memory.ArePresent(RamBytes, 0x1000)); // a large page may reach beyond RAM
+    }
+
+    [Theory]
+    [InlineData(30, 0x200UL, 12)]
+    [InlineData(21, 0x200UL, 12)]
+    [InlineData(30, 0x100UL, 21)]
+    public void Of_a_large_page_the_largest_part_without_an_absent_frame_is_mapped(int shift, ulong absent, int mapped)
+    {
+        GuestMemory memory = Absent();
+        for (ulong frame = 0; frame < RamBytes / PageSize; frame++)
+        {
+            if (frame != absent)
+            {
+                memory.Fetch(frame);
+            }
+        }
+
+        const ulong linear = 0x4000_0000;
+        ulong length = 1UL << shift;
+        ulong physical = 0x20_5678 & ~(length - 1);
+        var page = new ShadowPage(linear + 0x20_5678, linear + physical, physical, length, PageAccess.Read);
+        ulong part = 1UL << mapped;
+        Assert.Equal(
+            new ShadowPage(page.Address, page.Address & ~(part - 1), 0x20_5678 & ~(part - 1), part, PageAccess.Read),
+            page.PresentPart(memory)
+        );
+        memory.Fetch(absent);
+        Assert.Equal(page, page.PresentPart(memory));
+    }
+
+    [Fact]
     public void A_pager_that_has_everything_says_so()
     {
         GuestMemory memory = Absent();
