@@ -100,7 +100,6 @@ internal sealed partial class MiniOsKernel
         Label next = a.CreateLabel();
         Label empty = a.CreateLabel();
         Label none = a.CreateLabel();
-        Label done = a.CreateLabel();
         a.Label(ref _discardPages);
         a.test(rcx, rcx);
         a.je(none);
@@ -128,7 +127,6 @@ internal sealed partial class MiniOsKernel
         a.add(rsi, (int)GuestMemory.PageSize);
         a.dec(rdi);
         a.jne(next);
-        a.Label(ref done);
         a.Label(ref none);
         a.ret();
     }
