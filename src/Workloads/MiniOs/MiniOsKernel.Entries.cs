@@ -1,5 +1,6 @@
 using Iced.Intel;
 using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Memory;
 using static Iced.Intel.AssemblerRegisters;
 using Field = VirtBench.Workloads.MiniOsStatistics.Field;
 
@@ -57,6 +58,7 @@ internal sealed partial class MiniOsKernel
         EmitSave();
         EmitEventInKernel();
         EmitSystemCallEntry();
+        EmitEnteredInRing3();
         EmitResume();
         EmitPanic();
         return stubs;
@@ -154,6 +156,42 @@ internal sealed partial class MiniOsKernel
         a.mov(esp, (uint)MiniOsLayout.KernelStackTop);
         EmitDispatchCall();
     }
+
+    /// <summary>
+    /// A page fault of ring 3 that no paging explains. kvm_pvm, one of the modules behind /dev/kvm, comes from SYSCALL to its
+    /// handler with RCX, R11 and RFLAGS as they should be, but still in ring 3, which may not fetch there. What the
+    /// frame then lacks is in RCX and R11, and the call can go on. On other machines a process can call so, too: it gains nothing, since no
+    /// flag that matters is taken from R11.
+    /// </summary>
+    private void EmitEnteredInRing3()
+    {
+        const int fetch = (int)(PageFaultError.Fetch | PageFaultError.User | PageFaultError.Protection);
+        const int harmless = 0xCD5; // CF, PF, AF, ZF, SF, DF and OF
+        Assembler a = _a;
+        Label isCall = a.CreateLabel();
+        Label other = a.CreateLabel();
+        a.Label(ref _enteredInRing3);
+        a.lea(rax, __[_systemCall]);
+        a.mov(rcx, cr2);
+        a.cmp(rcx, rax);
+        a.jne(other);
+        a.cmp(__dword_ptr[rbx + ProcessBlock.ErrorCode], fetch);
+        a.je(isCall);
+        a.Label(ref other);
+        a.jmp(_panic);
+        a.Label(ref isCall);
+        a.mov(rax, __[rbx + ProcessBlock.Rcx]);
+        a.mov(__[rbx + ProcessBlock.Rip], rax);
+        a.mov(rax, __[rbx + ProcessBlock.R11]);
+        a.and(eax, harmless);
+        a.or(eax, (int)EnabledFlags);
+        a.mov(__[rbx + ProcessBlock.Rflags], rax);
+        a.mov(rax, __[rbx + ProcessBlock.Rax]);
+        a.mov(rsi, __[rbx + ProcessBlock.Rsi]);
+        EmitDispatchCall();
+    }
+
+    private Label _enteredInRing3;
 
     /// <summary>Back to the process at rbx, which is loaded.</summary>
     private void EmitResume()

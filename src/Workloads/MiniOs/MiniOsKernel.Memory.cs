@@ -153,7 +153,7 @@ internal sealed partial class MiniOsKernel
         a.cmp(rsi, (int)MiniOsLayout.StackTop);
         a.jb(good);
         a.Label(ref bad);
-        a.jmp(_panic);
+        a.jmp(_enteredInRing3);
         a.Label(ref heap);
         a.cmp(rsi, (int)MiniOsLayout.Heap);
         a.jb(bad);

@@ -49,6 +49,7 @@ internal sealed partial class MiniOsKernel
         _systemCall = _a.CreateLabel();
         _save = _a.CreateLabel();
         _countSpurious = _a.CreateLabel();
+        _enteredInRing3 = _a.CreateLabel();
         _refuse = _a.CreateLabel();
         _answer = _a.CreateLabel();
         for (int call = 0; call < _calls.Length; call++)

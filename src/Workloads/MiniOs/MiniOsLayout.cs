@@ -139,6 +139,7 @@ internal static class ProcessBlock
     public const int R8 = 0x38;
     public const int Rdi = 0x40;
     public const int Rsi = 0x48;
+    public const int Rcx = 0x68;
     public const int Rax = 0x70;
     public const int Vector = 0x78;
     public const int ErrorCode = 0x80;
