@@ -213,10 +213,7 @@ public sealed class VirtualMachineTests : IDisposable
         VirtualMachine vm = Boot([0xF4]);
         RunOutcome outcome = Run(vm);
         Assert.Equal(
-            (
-                RunEnd.Failed,
-                "the guest executed HLT before RIP 0x100001 and interrupts are off"
-            ),
+            (RunEnd.Failed, "the guest executed HLT before RIP 0x100001 and interrupts are off"),
             (outcome.End, outcome.Message)
         );
         Assert.Equal(1, vm.Ledger.Count(TrapReason.Halt));
