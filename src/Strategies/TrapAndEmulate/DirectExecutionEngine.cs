@@ -22,6 +22,9 @@ internal sealed record DirectExecutionOptions
     /// <summary>See <see cref="EngineCapabilities.TimeSource"/>.</summary>
     public required string TimeSource { get; init; }
 
+    /// <summary>How the shadow page tables follow the guest's.</summary>
+    public ShadowPaging Shadow { get; init; } = ShadowPaging.Cached;
+
     /// <summary>See <see cref="CarrierOptions.KickGrace"/>; null for its default.</summary>
     public TimeSpan? KickGrace { get; init; }
 }
