@@ -67,6 +67,9 @@ public sealed class MiniOs : Workload
     public override string? SensitiveInstruction => "syscall";
 
     /// <inheritdoc/>
+    public override bool RunsInUserMode => true;
+
+    /// <inheritdoc/>
     public override TrapReason? ExpectedTrap => TrapReason.SystemCall;
 
     /// <inheritdoc/>

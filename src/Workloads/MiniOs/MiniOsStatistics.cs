@@ -120,5 +120,8 @@ public sealed record MiniOsStatistics
         };
     }
 
+    /// <summary>Guest-physical address of <see cref="Ticks"/>, which may be read while the guest runs.</summary>
+    public static ulong TicksAddress => AddressOf(Field.Ticks);
+
     internal static ulong AddressOf(Field field) => Address + ((ulong)field * 8);
 }
