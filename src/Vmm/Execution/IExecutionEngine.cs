@@ -188,4 +188,42 @@ public readonly record struct ShadowPage(
     ulong PhysicalStart,
     ulong Length,
     PageAccess Access
-);
+)
+{
+    /// <summary>
+    /// The largest part around <see cref="Address"/>, of the size of a page, whose frames are all present on this host: the
+    /// page itself, when all of its RAM is. The frame that holds <see cref="Address"/> is taken to be present.
+    /// </summary>
+    /// <param name="memory">RAM.</param>
+    public ShadowPage PresentPart(GuestMemory memory)
+    {
+        ShadowPage part = this;
+        while (part.Length > GuestMemory.PageSize && !IsPresent(part, memory))
+        {
+            ulong length = part.Length >> 9;
+            ulong offset = (Address - part.PageStart) & ~(length - 1);
+            part = part with
+            {
+                PageStart = part.PageStart + offset,
+                PhysicalStart = part.PhysicalStart + offset,
+                Length = length,
+            };
+        }
+
+        return part;
+    }
+
+    private static bool IsPresent(in ShadowPage part, GuestMemory memory)
+    {
+        ulong end = Math.Min(part.PhysicalStart + part.Length, memory.Size);
+        for (ulong at = part.PhysicalStart; at < end; at += GuestMemory.PageSize)
+        {
+            if (!memory.IsPresent(at / GuestMemory.PageSize))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+}
