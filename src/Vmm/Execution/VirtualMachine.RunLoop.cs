@@ -64,11 +64,15 @@ public sealed partial class VirtualMachine
             switch (exit.Reason)
             {
                 case VmExitReason.PrivilegedInstruction:
-                    reason = HandlePrivilegedInstruction(clock, out dispatched);
+                    reason = _transaction is null
+                        ? HandlePrivilegedInstruction(clock, out dispatched)
+                        : HandleInTransaction(exit, clock, out dispatched);
                     break;
 
                 case VmExitReason.PageFault:
-                    reason = HandlePageFault(exit, clock, out dispatched);
+                    reason = _transaction is null
+                        ? HandlePageFault(exit, clock, out dispatched)
+                        : HandleInTransaction(exit, clock, out dispatched);
                     break;
 
                 case VmExitReason.Exception:
@@ -145,7 +149,8 @@ public sealed partial class VirtualMachine
 
     // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
     private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
-        cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
+        _userFaults?.Failure is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
+        : cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
         : deadline.IsCancellationRequested
             ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
         : null;
@@ -204,9 +209,13 @@ public sealed partial class VirtualMachine
             _engine.Inject(pending);
             Cpu.Halted = false;
         }
-        else
+        else if (_transaction is null)
         {
             _delivery.Deliver(pending);
+        }
+        else
+        {
+            DeliverInTransaction(pending);
         }
 
         Cpu.PendingEvent = default;
