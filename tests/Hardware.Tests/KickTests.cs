@@ -585,8 +585,8 @@ public sealed class KickTests
         guest.Cpu.Idtr = new DescriptorTable(0x30_0000, 0xFFF);
         guest.Engine.AttachThread();
         guest.Engine.LoadLazyState();
-        guest.Engine.Deadline = Ahead(guest, 0.001);
-        Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        guest.Engine.RequestInterruptWindow();
+        Assert.Equal(VmExitReason.InterruptWindow, guest.Engine.Run().Reason);
         Assert.True(guest.Engine.AcceptsInterrupt);
         guest.Engine.Inject(GuestEvent.Interrupt(0x33));
         Assert.False(guest.Engine.AcceptsInterrupt); // one at a time
