@@ -16,7 +16,7 @@ public sealed class SlottedWorkloadTests
     public static TheoryData<string, int> EveryDensity()
     {
         var data = new TheoryData<string, int>();
-        foreach (Workload workload in WorkloadCatalog.All)
+        foreach (SlottedWorkload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
         {
             for (int k = 0; k <= workload.MaximumTrapsPerUnit; k++)
             {
@@ -27,7 +27,8 @@ public sealed class SlottedWorkloadTests
         return data;
     }
 
-    public static TheoryData<string> Ids() => [.. WorkloadCatalog.All.Select(workload => workload.Id)];
+    public static TheoryData<string> Ids() =>
+        [.. WorkloadCatalog.All.OfType<SlottedWorkload>().Select(workload => workload.Id)];
 
     private static Workload Find(string id) => WorkloadCatalog.Find(id)!;
 
