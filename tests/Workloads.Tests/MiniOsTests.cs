@@ -64,7 +64,7 @@ public sealed class MiniOsTests
             [
                 .. unit.Where(instruction => instruction.IP >= branch.NearBranchTarget && instruction.IP <= branch.IP),
             ];
-            Instruction count = unit[unit.IndexOf(body[0]) - 1];
+            Instruction count = unit[unit.FindIndex(instruction => instruction.IP == body[0].IP) - 1];
             Assert.Equal(Code.Mov_r32_imm32, count.Code);
             instructions += (count.Immediate32 - 1) * body.Count;
         }
