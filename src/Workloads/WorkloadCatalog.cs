@@ -19,6 +19,7 @@ public static class WorkloadCatalog
         new PteUpdate(),
         new TimerInterrupt(),
         new SelfModifying(),
+        new MiniOs(),
     ];
 
     /// <summary>The workload with this id, or null.</summary>

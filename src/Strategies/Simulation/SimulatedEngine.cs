@@ -28,6 +28,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     private AddressView _view;
     private ulong _lastEpoch;
     private bool _lazyStateIsCpus = true;
+    private bool _mapsParts;
     private string? _failure;
 
     /// <summary>Creates an engine.</summary>
@@ -327,6 +328,11 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             return false;
         }
 
+        if (!_memory.IsPresent(walk.PhysicalAddress / GuestMemory.PageSize))
+        {
+            return false; // the core fetches it
+        }
+
         ulong length = 1UL << walk.PageShift;
         ulong offset = address & (length - 1);
         bool writable =
@@ -339,7 +345,9 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             length,
             (walk.Permissions & ~PageAccess.Write) | (writable ? PageAccess.Write : 0)
         );
-        _ = Map(page);
+        ShadowPage present = page.PresentPart(_memory);
+        _mapsParts |= present.Length != length;
+        _ = Map(present);
         physical = walk.PhysicalAddress;
         return true;
     }
@@ -503,6 +511,12 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     /// <inheritdoc/>
     public void InvalidatePage(ulong address)
     {
+        if (_mapsParts)
+        {
+            SwitchAddressSpace(); // the page may be in several
+            return;
+        }
+
         _kernel.Invalidate(address);
         _user.Invalidate(address);
         RenewEpochs();

@@ -156,6 +156,42 @@ public sealed unsafe class VirtualCpu : IDisposable
         PendingEvent = default;
     }
 
+    /// <summary>Takes over everything that the other CPU holds.</summary>
+    public void CopyFrom(VirtualCpu other)
+    {
+        NativeMemory.Copy(other._registers, _registers, GuestRegisters.Size);
+        Cr0 = other.Cr0;
+        Cr2 = other.Cr2;
+        Cr3 = other.Cr3;
+        Cr4 = other.Cr4;
+        Cr8 = other.Cr8;
+        other.DebugAddresses.CopyTo(DebugAddresses, 0);
+        Dr6 = other.Dr6;
+        Dr7 = other.Dr7;
+        Efer = other.Efer;
+        Star = other.Star;
+        Lstar = other.Lstar;
+        Cstar = other.Cstar;
+        Fmask = other.Fmask;
+        KernelGsBase = other.KernelGsBase;
+        TscAux = other.TscAux;
+        Pat = other.Pat;
+        TscOffset = other.TscOffset;
+        Es = other.Es;
+        Cs = other.Cs;
+        Ss = other.Ss;
+        Ds = other.Ds;
+        Fs = other.Fs;
+        Gs = other.Gs;
+        Ldtr = other.Ldtr;
+        Tr = other.Tr;
+        Gdtr = other.Gdtr;
+        Idtr = other.Idtr;
+        InterruptShadow = other.InterruptShadow;
+        Halted = other.Halted;
+        PendingEvent = other.PendingEvent;
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {

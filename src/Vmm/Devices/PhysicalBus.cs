@@ -12,7 +12,7 @@ public sealed class PhysicalBus
     public bool Strict { get; init; }
 
     /// <summary>Reads and writes that nothing answered so far.</summary>
-    public long UnclaimedAccesses { get; private set; }
+    public long UnclaimedAccesses { get; internal set; }
 
     /// <summary>A read of at most one page.</summary>
     /// <exception cref="GuestFailureException">Strict, and nothing is there.</exception>

@@ -33,7 +33,7 @@ public sealed partial class InstructionEmulator
                 }
 
                 _cpu.Cr3 = value;
-                _engine.SwitchAddressSpace();
+                SwitchAddressSpace();
                 return Done();
             case Register.CR4:
                 // Long mode needs PAE for as long as it lasts.
@@ -46,7 +46,7 @@ public sealed partial class InstructionEmulator
                 _cpu.Cr4 = value;
                 if ((changed & PagingCr4) != 0)
                 {
-                    _engine.SwitchAddressSpace();
+                    SwitchAddressSpace();
                 }
 
                 return Done();
@@ -110,7 +110,7 @@ public sealed partial class InstructionEmulator
         _cpu.Cr0 = value;
         if ((changed & PagingCr0) != 0)
         {
-            _engine.SwitchAddressSpace();
+            SwitchAddressSpace();
         }
 
         return Done();
@@ -156,7 +156,7 @@ public sealed partial class InstructionEmulator
         ulong address = EffectiveAddress();
         if (PageWalker.IsCanonical(address))
         {
-            _engine.InvalidatePage(address);
+            InvalidatePage(address);
         }
 
         return Done();

@@ -210,7 +210,7 @@ public sealed partial class InstructionEmulator
 
         bool stores = Instruction.Op0Kind == OpKind.Memory;
         Register register = stores ? Instruction.Op1Register : Instruction.Op0Register;
-        _engine.SaveLazyState();
+        SaveLazyState();
         Span<byte> xmm = new((byte*)_cpu.Registers + GuestRegisters.XmmOffset + (16 * register.GetNumber()), 16);
         Span<byte> value = stackalloc byte[16];
         value.Clear(); // loads of less than 16 bytes zero the rest
@@ -232,7 +232,7 @@ public sealed partial class InstructionEmulator
         if (!stores)
         {
             value.CopyTo(xmm);
-            _engine.LoadLazyState();
+            LoadLazyState();
         }
 
         return Done();
@@ -268,9 +268,16 @@ public sealed partial class InstructionEmulator
         ulong segmentBase = loads ? SegmentBase(Instruction.MemorySegment) : 0;
         ulong left = Repetitions(addressMask, out bool repeats);
         int limit = RepetitionLimit;
-        for (int done = 0; left > 0 && done < limit; done++)
+        for (int done = RepetitionsDone; left > 0 && done < limit; done++)
         {
             ulong value = _cpu.Rax;
+            if (Transaction is not null && loads && stores)
+            {
+                // The read may be a device's, which must not be asked twice: the place for what it gives must not turn out to
+                // be absent afterwards. Whether the guest may write there is found out in its turn.
+                _ = _space.TryProbe(_cpu[Gpr.Rdi] & addressMask, size, PageAccess.Write | User, out _);
+            }
+
             Span<byte> bytes = MemoryMarshalBytes(ref value)[..size];
             if (
                 loads
@@ -306,7 +313,7 @@ public sealed partial class InstructionEmulator
                 Step(Gpr.Rdi, size, addressMask);
             }
 
-            left = CountDown(addressMask, repeats);
+            left = EndRepetition(addressMask, repeats);
         }
 
         return left > 0 ? EmulationResult.Done : Done();

@@ -287,7 +287,7 @@ public sealed partial class InstructionEmulator
         _cpu.Ss = stack;
         if (_cpu.Cpl > oldCpl)
         {
-            _engine.SaveLazyState();
+            SaveLazyState();
             DropSegment(Register.ES);
             DropSegment(Register.DS);
             DropSegment(Register.FS);

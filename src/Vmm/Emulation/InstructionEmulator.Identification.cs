@@ -73,11 +73,11 @@ public sealed partial class InstructionEmulator
                 value = _cpu.Fmask;
                 break;
             case Msr.FsBase:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 value = _cpu.Fs.Base;
                 break;
             case Msr.GsBase:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 value = _cpu.Gs.Base;
                 break;
             case Msr.KernelGsBase:
@@ -132,14 +132,14 @@ public sealed partial class InstructionEmulator
                 _cpu.Fmask = value;
                 break;
             case Msr.FsBase:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 _cpu.Fs = _cpu.Fs with { Base = value };
-                _engine.LoadLazyState();
+                LoadLazyState();
                 break;
             case Msr.GsBase:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 _cpu.Gs = _cpu.Gs with { Base = value };
-                _engine.LoadLazyState();
+                LoadLazyState();
                 break;
             case Msr.KernelGsBase:
                 _cpu.KernelGsBase = value;
@@ -167,7 +167,7 @@ public sealed partial class InstructionEmulator
         _cpu.Efer = updated;
         if ((changed & Efer.Nxe) != 0)
         {
-            _engine.SwitchAddressSpace();
+            SwitchAddressSpace();
         }
 
         return Done();
@@ -180,11 +180,11 @@ public sealed partial class InstructionEmulator
             return refused;
         }
 
-        _engine.SaveLazyState();
+        SaveLazyState();
         ulong kernel = _cpu.KernelGsBase;
         _cpu.KernelGsBase = _cpu.Gs.Base;
         _cpu.Gs = _cpu.Gs with { Base = kernel };
-        _engine.LoadLazyState();
+        LoadLazyState();
         return Done();
     }
 

@@ -95,7 +95,7 @@ public sealed partial class InstructionEmulator
             return 0;
         }
 
-        _engine.SaveLazyState();
+        SaveLazyState();
         return segment == Register.FS ? _cpu.Fs.Base : _cpu.Gs.Base;
     }
 

@@ -57,7 +57,7 @@ public sealed partial class InstructionEmulator
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
         int limit = RepetitionLimit;
-        for (int done = 0; left > 0 && done < limit; done++)
+        for (int done = RepetitionsDone; left > 0 && done < limit; done++)
         {
             ulong address = _cpu[Gpr.Rdi] & addressMask;
 
@@ -74,7 +74,7 @@ public sealed partial class InstructionEmulator
             }
 
             Step(Gpr.Rdi, size, addressMask);
-            left = CountDown(addressMask, repeats);
+            left = EndRepetition(addressMask, repeats);
         }
 
         return left > 0 ? EmulationResult.Done : Done();
@@ -93,7 +93,7 @@ public sealed partial class InstructionEmulator
         ushort port = (ushort)_cpu[Gpr.Rdx];
         ulong left = Repetitions(addressMask, out bool repeats);
         int limit = RepetitionLimit;
-        for (int done = 0; left > 0 && done < limit; done++)
+        for (int done = RepetitionsDone; left > 0 && done < limit; done++)
         {
             uint value = 0;
             ulong address = segmentBase + (_cpu[Gpr.Rsi] & addressMask);
@@ -105,7 +105,7 @@ public sealed partial class InstructionEmulator
 
             _ports.Write(port, size, value, _cpu.Rip);
             Step(Gpr.Rsi, size, addressMask);
-            left = CountDown(addressMask, repeats);
+            left = EndRepetition(addressMask, repeats);
         }
 
         return left > 0 ? EmulationResult.Done : Done();
@@ -118,16 +118,25 @@ public sealed partial class InstructionEmulator
         return repeats ? _cpu[Gpr.Rcx] & addressMask : 1;
     }
 
-    /// <summary>Commits one repetition's index register.</summary>
+    /// <summary>One repetition's step of an index register.</summary>
     private void Step(int index, int size, ulong addressMask)
     {
         ulong step = (_cpu.Rflags & Rflags.Df) != 0 ? (ulong)-size : (ulong)size;
         _cpu[index] = (_cpu[index] + step) & addressMask;
     }
 
-    /// <summary>Commits one repetition's count and returns how many are left.</summary>
-    private ulong CountDown(ulong addressMask, bool repeats) =>
-        repeats ? _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - 1) & addressMask : 0;
+    /// <summary>Ends one repetition, which nothing undoes from now on, and returns how many are left.</summary>
+    private ulong EndRepetition(ulong addressMask, bool repeats)
+    {
+        if (!repeats)
+        {
+            return 0;
+        }
+
+        _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - 1) & addressMask;
+        Transaction?.CommitRepetition();
+        return _cpu[Gpr.Rcx];
+    }
 
     private static unsafe Span<byte> Bytes(ref uint value, int size) =>
         new(System.Runtime.CompilerServices.Unsafe.AsPointer(ref value), size);

@@ -167,14 +167,14 @@ public sealed partial class InstructionEmulator
                 _cpu.Ds = segment;
                 break;
             case Register.FS:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 _cpu.Fs = segment;
-                _engine.LoadLazyState();
+                LoadLazyState();
                 break;
             default:
-                _engine.SaveLazyState();
+                SaveLazyState();
                 _cpu.Gs = segment;
-                _engine.LoadLazyState();
+                LoadLazyState();
                 break;
         }
     }

@@ -98,7 +98,7 @@ public sealed partial class InstructionEmulator
         int available = (int)Math.Min(16, GuestMemory.PageSize - (physical & (GuestMemory.PageSize - 1)));
         ulong low,
             high;
-        byte* code = _memory.Base + physical;
+        byte* code = _memory.Touch(physical);
         if (available == 16)
         {
             low = Unsafe.ReadUnaligned<ulong>(code);
@@ -130,7 +130,7 @@ public sealed partial class InstructionEmulator
                 );
             }
 
-            Gather(_memory.Base + physical, available, 16, ref low, ref high);
+            Gather(_memory.Touch(physical), available, 16, ref low, ref high);
             _ = _cache.TryDecode(entry, rip, low, high, 16);
         }
 

@@ -188,4 +188,28 @@ public readonly record struct ShadowPage(
     ulong PhysicalStart,
     ulong Length,
     PageAccess Access
-);
+)
+{
+    /// <summary>
+    /// The largest part around <see cref="Address"/>, of the size of a page, whose frames are all present on this host: the
+    /// page itself, when all of its RAM is. The frame that holds <see cref="Address"/> is taken to be present.
+    /// </summary>
+    /// <param name="memory">RAM.</param>
+    public ShadowPage PresentPart(GuestMemory memory)
+    {
+        ShadowPage part = this;
+        while (part.Length > GuestMemory.PageSize && !memory.ArePresent(part.PhysicalStart, part.Length))
+        {
+            ulong length = part.Length >> 9;
+            ulong offset = (Address - part.PageStart) & ~(length - 1);
+            part = part with
+            {
+                PageStart = part.PageStart + offset,
+                PhysicalStart = part.PhysicalStart + offset,
+                Length = length,
+            };
+        }
+
+        return part;
+    }
+}

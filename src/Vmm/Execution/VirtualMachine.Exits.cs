@@ -99,7 +99,7 @@ public sealed partial class VirtualMachine
     }
 
     /// <summary>Hidden fault, true fault or an address without RAM: the guest's own tables decide.</summary>
-    private TrapReason HandlePageFault(in VmExit exit, IEngineClock clock, out ulong dispatched)
+    private unsafe TrapReason HandlePageFault(in VmExit exit, IEngineClock clock, out ulong dispatched)
     {
         PageAccess access = exit.Access | (Cpu.Cpl == 3 ? PageAccess.User : 0);
         if (!PageWalker.IsCanonical(exit.Address))
@@ -123,6 +123,7 @@ public sealed partial class VirtualMachine
         }
 
         dispatched = clock.Ticks;
+        _ = Memory.Touch(translation.PhysicalAddress);
         ulong length = 1UL << translation.PageShift;
         ulong offset = exit.Address & (length - 1);
         bool supervisorWritesReadOnly = Cpu.Cpl != 3 && (Cpu.Cr0 & Cr0.Wp) == 0;
@@ -135,6 +136,12 @@ public sealed partial class VirtualMachine
             length,
             (translation.Permissions & ~PageAccess.Write) | (writable ? PageAccess.Write : 0)
         );
+        if (_transaction is not null)
+        {
+            page = OnlyPresent(page);
+            _transaction.Commit(); // what the engine looks up is no part of it
+        }
+
         MapResult result = _engine.Map(page);
         return result.Outcome switch
         {
@@ -150,6 +157,7 @@ public sealed partial class VirtualMachine
     /// </summary>
     private TrapReason WritePageTable(in ShadowPage page)
     {
+        _transaction?.Begin();
         if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
         {
             Cpu.PendingEvent = fetchFault;
@@ -158,10 +166,12 @@ public sealed partial class VirtualMachine
 
         if (_emulator.CanEmulateDataAccess)
         {
+            _stringAccess = TrapReason.PageTableWrite;
             Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
         }
         else
         {
+            _transaction?.Commit();
             _engine.AllowInStep(page);
             _step = true;
         }
@@ -186,6 +196,7 @@ public sealed partial class VirtualMachine
         }
 
         dispatched = clock.Ticks;
+        _stringAccess = TrapReason.Mmio;
         Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
         return TrapReason.Mmio;
     }

@@ -22,14 +22,15 @@ public sealed partial class VirtualMachine
         while (_exitPort.Status is null)
         {
             PassTime(now);
-            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
-            {
-                TakeInterrupt(deliversEvents);
-            }
-
             if (Cpu.PendingEvent.Kind != GuestEventKind.None)
             {
                 DeliverPendingEvent(deliversEvents);
+            }
+
+            // After an exception: a handler that it leaves interrupts on for is interrupted before its first instruction.
+            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
+            {
+                TakeInterrupt(deliversEvents);
             }
 
             if (Cpu.Halted)
@@ -63,11 +64,15 @@ public sealed partial class VirtualMachine
             switch (exit.Reason)
             {
                 case VmExitReason.PrivilegedInstruction:
-                    reason = HandlePrivilegedInstruction(clock, out dispatched);
+                    reason = _transaction is null
+                        ? HandlePrivilegedInstruction(clock, out dispatched)
+                        : HandleInTransaction(exit, clock, out dispatched);
                     break;
 
                 case VmExitReason.PageFault:
-                    reason = HandlePageFault(exit, clock, out dispatched);
+                    reason = _transaction is null
+                        ? HandlePageFault(exit, clock, out dispatched)
+                        : HandleInTransaction(exit, clock, out dispatched);
                     break;
 
                 case VmExitReason.Exception:
@@ -144,7 +149,8 @@ public sealed partial class VirtualMachine
 
     // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
     private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
-        cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
+        _userFaults?.Failure is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
+        : cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
         : deadline.IsCancellationRequested
             ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
         : null;
@@ -192,6 +198,7 @@ public sealed partial class VirtualMachine
         }
 
         Cpu.PendingEvent = GuestEvent.Interrupt(Interrupts.Acknowledge());
+        DeliverPendingEvent(deliversEvents);
     }
 
     private void DeliverPendingEvent(bool deliversEvents)
@@ -202,9 +209,13 @@ public sealed partial class VirtualMachine
             _engine.Inject(pending);
             Cpu.Halted = false;
         }
-        else
+        else if (_transaction is null)
         {
             _delivery.Deliver(pending);
+        }
+        else
+        {
+            DeliverInTransaction(pending);
         }
 
         Cpu.PendingEvent = default;
@@ -215,6 +226,8 @@ public sealed partial class VirtualMachine
     {
         string? why =
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
+            : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
+                ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
             : Timer.NextEvent == ulong.MaxValue ? "no device of it can raise an interrupt to wake it"
             : Interrupts.IsMasked(IntervalTimer.Line) ? "the timer's interrupt, the only one to come, is masked"
             : null;

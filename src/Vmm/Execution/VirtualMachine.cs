@@ -114,8 +114,15 @@ public sealed partial class VirtualMachine : IDisposable
         using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
         using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
         _engine.AttachThread();
+        _hasRun = true;
         try
         {
+            DetachCompletePager();
+            if (_userFaults?.Failure is { } lost)
+            {
+                return new RunOutcome(RunEnd.Failed, 0, lost);
+            }
+
             return RunLoop(deadline?.Token ?? default, cancellation);
         }
         catch (GuestFailureException failure)
@@ -153,6 +160,8 @@ public sealed partial class VirtualMachine : IDisposable
         }
 
         _engine.Dispose();
+        _userFaults?.Dispose();
+        _transaction?.Dispose();
         Memory.Dispose();
         Cpu.Dispose();
     }

@@ -12,7 +12,7 @@ namespace VirtBench.Vmm.Memory;
 /// <param name="cpu">Supplies the paging registers and, for messages, RIP.</param>
 /// <param name="memory">Guest RAM.</param>
 /// <param name="absent">What answers where there is no RAM; null for a private bus that counts for nobody.</param>
-public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, PhysicalBus? absent = null)
+public sealed unsafe class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, PhysicalBus? absent = null)
 {
     private readonly PhysicalBus _absent = absent ?? new PhysicalBus();
 
@@ -101,16 +101,24 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, Physic
         return true;
     }
 
-    /// <summary>Whether an access of this length would succeed; changes nothing, not even Accessed bits.</summary>
+    /// <summary>
+    /// Whether an access of this length would succeed; changes nothing, not even Accessed bits. In a transaction no frame that
+    /// the access needs can turn out to be absent afterwards.
+    /// </summary>
     public bool TryProbe(ulong address, int length, PageAccess access, out GuestEvent fault)
     {
         fault = default;
         for (int done = 0; done < length; )
         {
             ulong at = address + (ulong)done;
-            if (!TryTranslate(at, access, out _, out fault, commit: false))
+            if (!TryTranslate(at, access, out ulong physical, out fault, commit: false))
             {
                 return false;
+            }
+
+            if (memory.Contains(physical, 1))
+            {
+                _ = memory.Touch(physical);
             }
 
             done += Chunk(at, length - done);
@@ -120,7 +128,7 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, Physic
     }
 
     /// <summary>Reads one little-endian value; see <see cref="TryRead(ulong, Span{byte}, PageAccess, out GuestEvent)"/>.</summary>
-    public unsafe bool TryRead<T>(ulong address, PageAccess access, out T value, out GuestEvent fault)
+    public bool TryRead<T>(ulong address, PageAccess access, out T value, out GuestEvent fault)
         where T : unmanaged
     {
         T local = default;
@@ -130,7 +138,7 @@ public sealed class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory, Physic
     }
 
     /// <summary>Writes one little-endian value; see <see cref="TryWrite(ulong, ReadOnlySpan{byte}, PageAccess, out GuestEvent)"/>.</summary>
-    public unsafe bool TryWrite<T>(ulong address, T value, PageAccess access, out GuestEvent fault)
+    public bool TryWrite<T>(ulong address, T value, PageAccess access, out GuestEvent fault)
         where T : unmanaged => TryWrite(address, new ReadOnlySpan<byte>(&value, sizeof(T)), access, out fault);
 
     /// <summary>Translates one linear address for one access, with Accessed and Dirty updates unless told otherwise.</summary>

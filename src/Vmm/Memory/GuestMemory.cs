@@ -32,6 +32,8 @@ public sealed unsafe class GuestMemory : IDisposable
     public const ulong MaximumSize = 16UL << 30;
 
     private byte* _base;
+    private IGuestPager? _pager;
+    private MemoryTransaction? _transaction;
 
     /// <summary>Allocates zeroed RAM.</summary>
     /// <param name="size">Bytes: a multiple of the page size between 1 MiB and 16 GiB.</param>
@@ -98,8 +100,14 @@ public sealed unsafe class GuestMemory : IDisposable
     /// <summary>The memfd that holds RAM at offset 0, or −1 where the host has none.</summary>
     public int FileDescriptor { get; }
 
-    /// <summary>Host address of guest-physical 0. Index it only with addresses checked by <see cref="Contains"/>.</summary>
+    /// <summary>
+    /// Host address of guest-physical 0. Index it only with addresses checked by <see cref="Contains"/> whose frames are
+    /// present; otherwise ask <see cref="Touch"/>.
+    /// </summary>
     public byte* Base => _base;
+
+    /// <summary>What brings in frames that are not on this host; null when all of RAM is.</summary>
+    public IGuestPager? Pager => _pager;
 
     /// <summary>Told of every write made through this class; null when no engine caches code.</summary>
     public IMemoryWriteObserver? WriteObserver { get; set; }
@@ -108,12 +116,143 @@ public sealed unsafe class GuestMemory : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool Contains(ulong address, ulong length) => address < Size && length <= Size - address;
 
+    /// <summary>Whether a frame of RAM is on this host, so that guest code may reach it. Others have to be fetched first.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public bool IsPresent(ulong frame) => _pager is null || _pager.IsPresent(frame);
+
+    /// <summary>Whether every frame of a range is on this host; what is not RAM does not count.</summary>
+    public bool ArePresent(ulong address, ulong length)
+    {
+        if (_pager is null)
+        {
+            return true;
+        }
+
+        ulong end = Math.Min(Size, address + length);
+        for (ulong at = address & ~(PageSize - 1); at < end; at += PageSize)
+        {
+            if (!_pager.IsPresent(at / PageSize))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    /// <summary>Brings a frame in that is not on this host. Not inside a transaction, which has to be rolled back first.</summary>
+    public void Fetch(ulong frame) => _pager?.Fetch(frame);
+
+    /// <summary>Lets RAM be absent. Nothing of it has been read yet, and no engine runs.</summary>
+    /// <returns>The transaction to open around every emulation and event delivery.</returns>
+    internal MemoryTransaction Attach(IGuestPager pager)
+    {
+        _pager = pager;
+        return _transaction = new MemoryTransaction(this, pager);
+    }
+
+    /// <summary>The pager has nothing left to do. No transaction is open.</summary>
+    internal void DetachPager()
+    {
+        _pager = null;
+        _transaction = null;
+    }
+
+    /// <summary>
+    /// Host address of one byte of RAM that the VMM is about to access, with the rest of its frame. An absent frame ends the
+    /// open transaction; outside of one it is fetched.
+    /// </summary>
+    /// <param name="address">Guest-physical, checked by <see cref="Contains"/>.</param>
+    /// <exception cref="HostPageAbsentException">In a transaction.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public byte* Touch(ulong address)
+    {
+        if (_pager is not null)
+        {
+            TouchFrames(address, 1);
+        }
+
+        return _base + address;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void TouchFrames(ulong address, ulong length)
+    {
+        if (length == 0)
+        {
+            return;
+        }
+
+        for (ulong frame = address / PageSize; frame <= (address + length - 1) / PageSize; frame++)
+        {
+            if (_transaction is { IsOpen: true } transaction)
+            {
+                transaction.Touch(frame);
+            }
+            else if (!_pager!.IsPresent(frame))
+            {
+                _pager.Fetch(frame);
+            }
+        }
+    }
+
+    /// <summary>Before the VMM writes a range that it has touched, by a way of its own.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal void BeforeWrite(ulong address, int length)
+    {
+        if (_transaction is { IsOpen: true } transaction)
+        {
+            transaction.Remember(address, length, observed: false);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private bool PrepareWrite(ulong address, ulong length)
+    {
+        TouchFrames(address, length);
+        if (_transaction is not { IsOpen: true } transaction)
+        {
+            return false;
+        }
+
+        transaction.Remember(address, (int)length, observed: true);
+        return true;
+    }
+
+    /// <summary>Puts the content of an absent frame in its place, as one.</summary>
+    internal void Install(ulong frame, ReadOnlySpan<byte> page)
+    {
+        if (!OperatingSystem.IsLinux())
+        {
+            page.CopyTo(new Span<byte>(_base + (frame * PageSize), (int)PageSize));
+            return;
+        }
+
+        // Through the file, not the mapping, where a thread that waits for the page may be caught by userfaultfd; tmpfs holds
+        // the page locked until it is written, so nobody sees half of it.
+        fixed (byte* bytes = page)
+        {
+            nint written = Linux.Pwrite(FileDescriptor, bytes, (nuint)PageSize, (long)(frame * PageSize));
+            if (written != (nint)PageSize)
+            {
+                throw new Execution.GuestFailureException(
+                    $"the host has no memory for a page of the guest: {new Win32Exception(Marshal.GetLastPInvokeError()).Message}"
+                );
+            }
+        }
+    }
+
     /// <summary>Reads an unaligned little-endian value of guest-physical memory.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
     public T Read<T>(ulong address)
         where T : unmanaged
     {
         Check(address, (ulong)sizeof(T));
+        if (_pager is not null)
+        {
+            TouchFrames(address, (ulong)sizeof(T));
+        }
+
         return Unsafe.ReadUnaligned<T>(_base + address);
     }
 
@@ -123,8 +262,12 @@ public sealed unsafe class GuestMemory : IDisposable
         where T : unmanaged
     {
         Check(address, (ulong)sizeof(T));
+        bool later = _pager is not null && PrepareWrite(address, (ulong)sizeof(T));
         Unsafe.WriteUnaligned(_base + address, value);
-        WriteObserver?.MemoryWritten(address, (ulong)sizeof(T));
+        if (!later)
+        {
+            WriteObserver?.MemoryWritten(address, (ulong)sizeof(T));
+        }
     }
 
     /// <summary>Copies guest-physical memory out.</summary>
@@ -132,6 +275,11 @@ public sealed unsafe class GuestMemory : IDisposable
     public void Read(ulong address, Span<byte> destination)
     {
         Check(address, (ulong)destination.Length);
+        if (_pager is not null)
+        {
+            TouchFrames(address, (ulong)destination.Length);
+        }
+
         new ReadOnlySpan<byte>(_base + address, destination.Length).CopyTo(destination);
     }
 
@@ -140,11 +288,15 @@ public sealed unsafe class GuestMemory : IDisposable
     public void Write(ulong address, ReadOnlySpan<byte> source)
     {
         Check(address, (ulong)source.Length);
+        bool later = _pager is not null && PrepareWrite(address, (ulong)source.Length);
         source.CopyTo(new Span<byte>(_base + address, source.Length));
-        WriteObserver?.MemoryWritten(address, (ulong)source.Length);
+        if (!later)
+        {
+            WriteObserver?.MemoryWritten(address, (ulong)source.Length);
+        }
     }
 
-    /// <summary>Zeroes guest-physical memory; large ranges are given back to the host instead of being written.</summary>
+    /// <summary>Zeroes guest-physical memory; large ranges are given back to the host instead of being written. Not in a transaction.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
     public void Clear(ulong address, ulong length)
     {
@@ -154,10 +306,16 @@ public sealed unsafe class GuestMemory : IDisposable
         }
 
         Check(address, length);
+        if (_pager is not null)
+        {
+            TouchFrames(address, length);
+        }
+
         ulong firstPage = (address + PageSize - 1) & ~(PageSize - 1);
         ulong endPage = (address + length) & ~(PageSize - 1);
         if (
             OperatingSystem.IsLinux()
+            && _pager is null // a page that is present has its place in the file
             && endPage > firstPage
             && endPage - firstPage >= 16 * PageSize
             && Linux.Fallocate(

@@ -145,7 +145,7 @@ public static unsafe class PageWalker
         {
             ulong slot = table + (((address >> shift) & 511) * 8);
             bool inRam = memory.Contains(slot, 8);
-            leaf = inRam ? (ulong*)(memory.Base + slot) : null;
+            leaf = inRam ? (ulong*)memory.Touch(slot) : null;
             ulong entry = leafValue = inRam ? Volatile.Read(ref *leaf) : ulong.MaxValue;
             if ((entry & Pte.Present) == 0)
             {
@@ -205,10 +205,10 @@ public static unsafe class PageWalker
 
         if (commit)
         {
-            SetBits(path0, Pte.Accessed);
-            SetBits(path1, Pte.Accessed);
-            SetBits(path2, Pte.Accessed);
-            SetBits(leaf, Pte.Accessed | (write ? Pte.Dirty : 0));
+            SetBits(memory, path0, Pte.Accessed);
+            SetBits(memory, path1, Pte.Accessed);
+            SetBits(memory, path2, Pte.Accessed);
+            SetBits(memory, leaf, Pte.Accessed | (write ? Pte.Dirty : 0));
         }
 
         ulong mask = (1UL << shift) - 1;
@@ -231,10 +231,11 @@ public static unsafe class PageWalker
 
     // Tables outside RAM never get here: they fault. The update is atomic because guest code may run in another process.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void SetBits(ulong* entry, ulong bits)
+    private static void SetBits(GuestMemory memory, ulong* entry, ulong bits)
     {
         if (entry is not null && (*entry & bits) != bits)
         {
+            memory.BeforeWrite((ulong)((byte*)entry - memory.Base), sizeof(ulong));
             Interlocked.Or(ref *entry, bits);
         }
     }
