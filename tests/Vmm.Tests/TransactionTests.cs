@@ -266,6 +266,42 @@ public sealed class TransactionTests
         Assert.True(fetched > 1);
     }
 
+    [Fact]
+    public void The_engine_hears_of_changes_when_they_are_committed_and_never_of_what_was_undone()
+    {
+        using var machine = new GuestMachine();
+        using var transaction = new Transaction(
+            machine.Cpu,
+            machine.Memory.Attach(new TransientPager()),
+            machine.Engine,
+            machine.Absent
+        );
+        machine.Engine.Calls.Clear();
+        transaction.Begin();
+        transaction.SaveLazyState();
+        transaction.LoadLazyState();
+        transaction.SaveLazyState(); // the CPU's is the newest now
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        Assert.Equal(["save"], machine.Engine.Calls);
+        transaction.RollBack();
+        transaction.Commit();
+        Assert.Equal(["save"], machine.Engine.Calls);
+
+        transaction.Begin();
+        transaction.LoadLazyState();
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        transaction.CommitRepetition();
+        Assert.Equal(["save", "load", "switch", "invalidate 1000"], machine.Engine.Calls);
+        transaction.SwitchAddressSpace();
+        transaction.RollBack();
+        transaction.Commit();
+        transaction.Commit();
+        Assert.Equal(4, machine.Engine.Calls.Count);
+        Assert.Equal(1, transaction.Repetitions);
+    }
+
     private sealed record Outcome(string What, string Cpu, ulong Memory, string Ports, string Engine, long Unclaimed);
 
     private static Outcome Run(Case test, TransientPager? pager)
