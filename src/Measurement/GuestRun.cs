@@ -42,7 +42,7 @@ public sealed record GuestRunOptions
 /// <param name="Faithful">
 /// False when the image holds instructions that this strategy executes without the VMM seeing them.
 /// </param>
-/// <param name="Notes">Lines for the user: such instructions, accesses to nothing, console bytes not kept.</param>
+/// <param name="Notes">Lines for the user: such instructions, "not faithful: …" first; accesses to nothing, console bytes not kept.</param>
 /// <param name="TimeSource">Where the times come from.</param>
 public sealed record GuestRunResult(
     string Strategy,
@@ -104,7 +104,13 @@ public static class GuestRun
             machine.Serial.Transmitted = null;
         }
 
-        var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
+        var notes = new List<string>();
+        if (holes.Count > 0)
+        {
+            notes.Add(new FaithfulnessMark([.. holes.Select(one => one.Hole.Instruction).Distinct()]).ToString());
+            notes.AddRange(HoleScan.Describe(holes, strategy.Id));
+        }
+
         if (machine.Capabilities.Holes.Count > 0 && !HoleScan.SearchesAllOf(image))
         {
             notes.Add(

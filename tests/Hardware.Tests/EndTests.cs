@@ -24,10 +24,7 @@ public sealed class EndTests
             strategy
         );
         string message = guest.RunToFailure();
-        Assert.Equal(
-            "the guest executed HLT before RIP 0x100002 and interrupts are off",
-            message
-        );
+        Assert.Equal("the guest executed HLT before RIP 0x100002 and interrupts are off", message);
         Assert.True(guest.Cpu.Halted);
         Assert.Equal(1, guest.Exits(TrapReason.Halt));
         Assert.Equal(message, guest.RunToFailure());

@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace VirtBench.Tests;
 
 /// <summary>Guests that do what they must not, and what must come of each on the host's CPU and on the simulated one.</summary>
-internal static class HostileGuests
+internal static partial class HostileGuests
 {
     // Where the boot protocol puts the page tables; the window and its parts as docs/carrier.md gives them.
     private const ulong Pml4 = 0x1_3000;
@@ -34,7 +34,7 @@ internal static class HostileGuests
             : this(write, code, says, code, says, arguments) { }
     }
 
-    private static readonly Dictionary<string, HostileGuest> Cases = new()
+    private static readonly Dictionary<string, HostileGuest> Programs = new()
     {
         ["triple fault"] = new(a => a.ud2(), Broken, "(ud2 [0F0B])"),
         ["jump to nowhere"] = new(a => Jump(a, 0xDEAD_BEEF_0000), Broken, "triple fault"),
@@ -375,16 +375,18 @@ internal static class HostileGuests
         "system call of the host, 32-bit",
     ];
 
-    public static IEnumerable<string> Names => Cases.Keys;
+    private static HostileGuest Find(string name) => Programs.GetValueOrDefault(name) ?? Kernels[name];
 
-    public static byte[] FileOf(string name) => GuestFile.Of(Cases[name].Write);
+    public static IEnumerable<string> Names => [.. Programs.Keys, .. Kernels.Keys];
 
-    public static string[] ArgumentsOf(string name) => Cases[name].Arguments;
+    public static byte[] FileOf(string name) => GuestFile.Of(Find(name).Write);
+
+    public static string[] ArgumentsOf(string name) => Find(name).Arguments;
 
     /// <summary>What the tool must return under a strategy, and part of the one line it must say; null for silence.</summary>
     public static (int ExitCode, string? Says) Expected(string name, Strategy strategy)
     {
-        HostileGuest one = Cases[name];
+        HostileGuest one = Find(name);
         bool onHardware = strategy is HardwareStrategy;
         (int code, string says) =
             onHardware && KvmHost.Current.RingZero == RingZeroExecution.Emulated && BeyondEmulation.Contains(name)

@@ -53,6 +53,7 @@ internal static class ExecCommand
     {
         Option<bool> json = CommonOptions.Json();
         Option<string> costs = CommonOptions.CostProfile();
+        Option<string> shadow = CommonOptions.Shadow();
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command(
             "exec",
@@ -65,6 +66,7 @@ internal static class ExecCommand
             Parameters,
             Timeout,
             costs,
+            shadow,
             strict,
             json,
         };
@@ -92,7 +94,11 @@ internal static class ExecCommand
             return Execute(
                 terminal,
                 parsed.GetValue(Guest)!,
-                Choice.AvailableStrategy(parsed.GetValue(StrategyId)!, Choice.Profile(parsed.GetValue(costs))),
+                Choice.AvailableStrategy(
+                    parsed.GetValue(StrategyId)!,
+                    Choice.Profile(parsed.GetValue(costs)),
+                    parsed.GetValue(shadow)
+                ),
                 options,
                 parsed.GetValue(json)
             );

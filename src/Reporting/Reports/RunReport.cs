@@ -39,6 +39,11 @@ internal sealed class RunReport
         blocks.AddRange(HardwareParagraph.Of(run));
         blocks.Add(new Heading("Summary", "summary"));
         blocks.AddRange(Summary());
+        if (run.Fits.Count > 0)
+        {
+            blocks.Add(new Heading("Faithfulness", "faithfulness"));
+            blocks.AddRange(Faithfulness.Section(run));
+        }
         blocks.Add(new Heading("Figures", "figures"));
         blocks.AddRange(figures);
         if (figures.Count == 0)
@@ -90,6 +95,10 @@ internal sealed class RunReport
             yield return new BulletList(items);
         }
         yield return Certainty(measured);
+        if (Faithfulness.Summary(run) is { } faithfulness)
+        {
+            yield return faithfulness;
+        }
         if (run.Fits.Any(IsComputed))
         {
             yield return new Paragraph(
@@ -150,7 +159,9 @@ internal sealed class RunReport
     private Paragraph FitSummary(OverheadFit fit) =>
         new(
             Span.Strong($"{fit.Workload}, {Label(fit)}{(IsComputed(fit) ? ", computed" : "")}"),
-            ": " + StrategySummary(fit)
+            ": "
+                + (fit.Holes.Count > 0 ? $"not faithful ({string.Join(", ", fit.Holes)}); " : "")
+                + StrategySummary(fit)
         );
 
     private string StrategySummary(OverheadFit fit)
@@ -371,8 +382,10 @@ internal sealed class RunReport
                 }
                 var dispatch = reason.Sum(exit => exit.DispatchNanoseconds) / count;
                 var emulate = reason.Sum(exit => exit.EmulateNanoseconds) / count;
-                // Δt is that of the workload's own traps: it can be taken apart only where nearly all exits are of one reason.
-                var rest = fit.TrapNanoseconds?.Value - dispatch - emulate;
+                // Δt is that of the workload's own traps: it can be taken apart only where nearly all exits are of one reason,
+                // and each of them is a trap of its own.
+                var traps = run.UsableSamples(fit).Sum(sample => (double)sample.Traps);
+                var rest = traps > 0.99 * count ? fit.TrapNanoseconds?.Value - dispatch - emulate : null;
                 rows.Add([
                     fit.Workload,
                     LabelWithSource(fit),
@@ -451,7 +464,9 @@ internal sealed class RunReport
                 ]
             );
         var noted = run
-            .Contents.Samples.Where(sample => sample.Status == SampleStatus.Ok && sample.Note.Length > 0)
+            .Contents.Samples.Where(sample =>
+                sample.Status == SampleStatus.Ok && sample.Note.Length > 0 && sample.Note != sample.Mark?.ToString()
+            )
             .GroupBy(sample => (sample.Cell.Strategy, sample.Note))
             .ToList();
         if (noted.Count > 0)
@@ -491,8 +506,9 @@ internal sealed class RunReport
             ]
         );
         yield return new Paragraph(
-            "A workload repeats a unit of work that holds k sensitive instructions and is otherwise the same for every k. If "
-                + "each of them traps and costs Δt in full, a unit takes t(k) = t0 + k·Δt. With n = k·T traps per second of "
+            "A workload repeats a unit of work that holds k sensitive operations and is otherwise the same for every k. An operation "
+                + "is one instruction, or what a guest kernel does in one go, a system call for instance: then several of its "
+                + "exits count as one trap, and Δt is the time of all of it. If each of them traps and costs Δt in full, a unit takes t(k) = t0 + k·Δt. With n = k·T traps per second of "
                 + "wall-clock time that is T(n) = T0·(1 − n·Δt), a straight line from T0 = 1/t0 to n = 1/Δt. n counts seconds "
                 + "on the clock on the wall; in traps per second of guest work, n′ = k·T0, the same law reads "
                 + "T = T0/(1 + n′·Δt)."

@@ -21,16 +21,17 @@ internal static class BootProgram
 
     /// <summary>Builds the file.</summary>
     /// <param name="parent">Process id of the VMM.</param>
-    public static byte[] Build(int parent)
+    /// <param name="slot">Which of the vCPU's control areas is the carrier's.</param>
+    public static byte[] Build(int parent, int slot)
     {
-        byte[] code = MachineCode.Assemble(Assemble(parent), CarrierLayout.BootBase + HeaderSize);
+        byte[] code = MachineCode.Assemble(Assemble(parent, slot), CarrierLayout.BootBase + HeaderSize);
         byte[] file = new byte[HeaderSize + code.Length];
         WriteHeaders(file);
         code.CopyTo(file, HeaderSize);
         return file;
     }
 
-    private static Assembler Assemble(int parent)
+    private static Assembler Assemble(int parent, int slot)
     {
         var a = new Assembler(64);
         Label failed = a.CreateLabel();
@@ -47,13 +48,31 @@ internal static class BootProgram
             CarrierLayout.Control,
             CarrierLayout.ControlSize,
             Linux.ProtRead | Linux.ProtWrite,
-            CarrierLayout.ControlFileOffset
+            CarrierLayout.ControlFileOffset + (slot * (long)CarrierLayout.ControlSize)
         );
         Map(
             CarrierLayout.RegisterFile,
             CarrierLayout.RegisterFileSize,
             Linux.ProtRead | Linux.ProtWrite,
             CarrierLayout.RegisterFileFileOffset
+        );
+        SystemCall(
+            a,
+            Linux.SysMmap,
+            CarrierLayout.RegisterFile + CarrierLayout.SignalStackOffset,
+            CarrierLayout.OwnStackEnd - CarrierLayout.SignalStackOffset,
+            Linux.ProtRead | Linux.ProtWrite,
+            Linux.MapPrivate | Linux.MapAnonymousFlag | Linux.MapFixed,
+            ulong.MaxValue,
+            0
+        );
+        a.test(rax, rax);
+        a.js(failed);
+        Map(
+            CarrierLayout.Peers,
+            CarrierLayout.WindowEnd - CarrierLayout.Peers,
+            Linux.ProtRead,
+            CarrierLayout.ControlFileOffset
         );
         a.mov(rax, CarrierLayout.Stub);
         a.jmp(rax);

@@ -36,13 +36,14 @@ internal static class CarrierLayout
     public const ulong ControlSize = 0x8000;
 
     /// <summary>
-    /// The register file: first a hand-made frame, then the signal stack. 64 KiB, because the kernel's frame alone takes
-    /// 11 KiB on a CPU with AMX and a kick may nest a second one.
+    /// The register file: a hand-made frame, a stack of each carrier's own, and the top of the signal stack, where the kernel
+    /// puts the guest's frame. All carriers of a vCPU share the first and the last of these, at the same address, so that a
+    /// vCPU moves from one to the other with its frame where it is.
     /// </summary>
     public const ulong RegisterFile = Window + 0x10000;
 
     /// <summary>Bytes of the register file.</summary>
-    public const ulong RegisterFileSize = 0x10000;
+    public const ulong RegisterFileSize = 0x20000;
 
     /// <summary>Offset in the register file of the hand-made ucontext.</summary>
     public const ulong FirstFrameOffset = 0x1000;
@@ -50,17 +51,35 @@ internal static class CarrierLayout
     /// <summary>Offset in the register file of the hand-made frame's XSAVE image; 64-byte aligned.</summary>
     public const ulong FirstFpuOffset = 0x1400;
 
-    /// <summary>Offset in the register file of the signal stack.</summary>
+    /// <summary>Offset in the register file of the signal stack, which reaches to the end.</summary>
     public const ulong SignalStackOffset = 0x2000;
 
-    /// <summary>End of the window.</summary>
-    public const ulong WindowEnd = RegisterFile + RegisterFileSize;
+    /// <summary>
+    /// Offset in the register file of the end of the carrier's own part of the signal stack, which begins where the signal stack does. A
+    /// carrier that waits has its stack pointer here, so that a kick which finds it waiting puts its frame into memory that
+    /// is no other carrier's.
+    /// </summary>
+    public const ulong OwnStackEnd = 0x10000;
 
-    /// <summary>Offsets of the three areas in the control memfd, and its size.</summary>
+    /// <summary>
+    /// Bytes of the kernel's frame that a kick may put below the guest's: 11 KiB on a CPU with AMX. The guest's frame needs as much.
+    /// </summary>
+    public const ulong FrameSpace = RegisterFileSize - OwnStackEnd;
+
+    /// <summary>Control areas of all carriers of the vCPU, one after the other, read-only: futexes to wake each other by.</summary>
+    public const ulong Peers = RegisterFile + RegisterFileSize;
+
+    /// <summary>Most carriers a vCPU can have.</summary>
+    public const int MaximumCarriers = 16;
+
+    /// <summary>End of the window.</summary>
+    public const ulong WindowEnd = Peers + (MaximumCarriers * ControlSize);
+
+    /// <summary>Offsets of the areas in the vCPU's memfd, and its size. Each carrier has a control area of its own.</summary>
     public const long StubFileOffset = 0,
-        ControlFileOffset = 0x1000,
         RegisterFileFileOffset = 0x10000,
-        ControlFileSize = 0x20000;
+        ControlFileOffset = RegisterFileFileOffset + (long)RegisterFileSize,
+        ControlFileSize = ControlFileOffset + (MaximumCarriers * (long)ControlSize);
 
     /// <summary>Descriptor of the control memfd in the carrier.</summary>
     public const int ControlFd = 3;
@@ -104,6 +123,9 @@ internal static class CarrierState
 
     /// <summary>The carrier process is gone.</summary>
     public const uint Dead = 4;
+
+    /// <summary>Wake the carrier at <see cref="ControlPage.Peer"/> and sleep: it runs the guest now.</summary>
+    public const uint Switch = 5;
 }
 
 /// <summary>
@@ -175,6 +197,13 @@ internal struct ControlPage
     [FieldOffset(0x94)]
     public uint KickBlocked;
 
+    /// <summary>
+    /// For <see cref="CarrierState.Switch"/>: address of the other carrier's <see cref="State"/> under <see cref="CarrierLayout.Peers"/>, or 0 when that
+    /// one does not sleep.
+    /// </summary>
+    [FieldOffset(0xA0)]
+    public ulong Peer;
+
     /// <summary>For the calibration handler: bytes to skip.</summary>
     [FieldOffset(0x98)]
     public ulong SkipLength;
@@ -191,6 +220,9 @@ internal static class CarrierReport
 
     /// <summary>A system call of the batch failed.</summary>
     public const int BatchFailed = -1;
+
+    /// <summary>A kick has come before the guest was entered: it has executed nothing since the last exit.</summary>
+    public const int NotEntered = -2;
 }
 
 /// <summary>One system call of a batch, or with number <see cref="Touch"/> a range to fault in.</summary>

@@ -3,6 +3,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics.X86;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
+using VirtBench.Vmm.Execution;
 
 namespace VirtBench.Strategies.Carrier;
 
@@ -58,9 +59,8 @@ internal sealed unsafe class CarrierProcess : IDisposable
     ];
 
     private readonly Lock _gate = new();
-    private readonly int _controlFd;
+    private readonly VcpuMemory? _ownMemory;
     private readonly int _pid;
-    private readonly byte* _shared;
     private readonly int _spin;
     private readonly long _kickGraceMilliseconds;
     private int _batchCount;
@@ -68,25 +68,39 @@ internal sealed unsafe class CarrierProcess : IDisposable
     private bool _killedForSilence;
     private bool _disposed;
 
+    /// <summary>Starts a carrier that shares its memory with no other.</summary>
+    /// <inheritdoc cref="CarrierProcess(VcpuMemory, int, int, CarrierOptions)"/>
+    public CarrierProcess(int ramFd, CarrierOptions options)
+        : this(new VcpuMemory(), 0, ramFd, options, owner: true) { }
+
     /// <summary>Starts a carrier over guest RAM, sets it up and confines it.</summary>
+    /// <param name="vcpu">What the carriers of a vCPU share; outlives this one.</param>
+    /// <param name="slot">Which control area is this one's; no other carrier has it now.</param>
+    /// <param name="ramFd">Guest RAM.</param>
+    /// <param name="options">How it is set up.</param>
     /// <exception cref="Win32Exception">The kernel refuses one of the steps.</exception>
     /// <exception cref="CarrierException">The process died on the way.</exception>
-    public CarrierProcess(int ramFd, CarrierOptions options)
+    public CarrierProcess(VcpuMemory vcpu, int slot, int ramFd, CarrierOptions options)
+        : this(vcpu, slot, ramFd, options, owner: false) { }
+
+    private CarrierProcess(VcpuMemory vcpu, int slot, int ramFd, CarrierOptions options, bool owner)
     {
+        _ownMemory = owner ? vcpu : null;
+        Slot = slot;
         _spin = CarrierPlacement.AllowedCpus.Count > 1 ? SpinCount : 0; // with one CPU spinning only delays the other side
         _kickGraceMilliseconds = (long)options.KickGrace.TotalMilliseconds;
         PidFd = -1;
-        _controlFd = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
         try
         {
-            _shared = Linux.MapSharedMemory(_controlFd, CarrierLayout.ControlFileSize, "the carrier's control memory");
-            CarrierStub.Instance.Code.CopyTo(new Span<byte>(_shared, (int)CarrierLayout.StubSize));
-            Control = (ControlPage*)(_shared + CarrierLayout.ControlFileOffset);
-            RegisterFile = _shared + CarrierLayout.RegisterFileFileOffset;
+            byte* control = vcpu.ControlArea(slot);
+            new Span<byte>(control, (int)CarrierLayout.ControlSize).Clear(); // a carrier before this one may have used it
+            Control = (ControlPage*)control;
+            RegisterFile = vcpu.RegisterFile;
             Control->Magic = ControlPage.MagicValue;
             Control->SpinCount = (uint)_spin;
             Control->ReturnByIret = options.ReturnByIret ? 1u : 0;
-            _pid = CarrierSpawner.Spawn(_controlFd, ramFd);
+            Control->Ucontext = vcpu.AddressOf(vcpu.FirstFrame);
+            _pid = CarrierSpawner.Spawn(vcpu.FileDescriptor, slot, ramFd);
             PidFd = (int)Linux.Syscall(Linux.SysPidfdOpen, _pid);
             if (PidFd < 0)
             {
@@ -109,6 +123,9 @@ internal sealed unsafe class CarrierProcess : IDisposable
             throw;
         }
     }
+
+    /// <summary>Which of the vCPU's control areas is this carrier's.</summary>
+    public int Slot { get; }
 
     /// <summary>The control page.</summary>
     public ControlPage* Control { get; }
@@ -135,6 +152,26 @@ internal sealed unsafe class CarrierProcess : IDisposable
         }
     }
 
+    /// <summary>
+    /// The guest goes on in another carrier: this one wakes it, on the core that they share, and sleeps. When it sleeps already, the
+    /// other is woken from here.
+    /// </summary>
+    /// <param name="next">The other carrier.</param>
+    /// <param name="state">What it is told.</param>
+    private void SwitchTo(CarrierProcess next, uint state)
+    {
+        if (Volatile.Read(ref Control->CarrierSleeps) != 0 || Volatile.Read(ref _dead))
+        {
+            next.Post(state);
+            return;
+        }
+
+        _ = Interlocked.Exchange(ref next.Control->State, state);
+        ulong word = CarrierLayout.Peers + ((ulong)next.Slot * CarrierLayout.ControlSize);
+        Control->Peer = Volatile.Read(ref next.Control->CarrierSleeps) != 0 ? word : 0;
+        Post(CarrierState.Switch);
+    }
+
     /// <summary>Waits until the carrier has stopped: spins, then sleeps.</summary>
     /// <exception cref="CarrierException">The process is gone.</exception>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -151,14 +188,39 @@ internal sealed unsafe class CarrierProcess : IDisposable
             X86Base.Pause();
         }
 
-        SleepUntilExit(control);
+        _ = SleepUntilExit(control, ulong.MaxValue);
+    }
+
+    /// <summary>As <see cref="WaitForExit()"/>, but not beyond a time.</summary>
+    /// <param name="deadline">In ticks of <see cref="HostClock"/>.</param>
+    /// <returns>False when the time is over and the carrier has not stopped.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public bool WaitForExit(ulong deadline)
+    {
+        ControlPage* control = Control;
+        for (int i = _spin; i >= 0; i--)
+        {
+            if (Volatile.Read(ref control->State) == CarrierState.Exited)
+            {
+                return true;
+            }
+
+            if (HostClock.Instance.Ticks >= deadline)
+            {
+                return false;
+            }
+
+            X86Base.Pause();
+        }
+
+        return SleepUntilExit(control, deadline);
     }
 
     // Whether the carrier lives is for the watcher to say: State lies in memory that the guest can write.
-    private void SleepUntilExit(ControlPage* control)
+    private bool SleepUntilExit(ControlPage* control, ulong deadline)
     {
+        const long slice = WaitMilliseconds * 1_000_000L;
         long silentSince = -1;
-        Linux.Timespec timeout = new() { Nanoseconds = WaitMilliseconds * 1_000_000L };
         for (; ; )
         {
             _ = Interlocked.Exchange(ref control->VmmSleeps, 1);
@@ -166,7 +228,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
             if (seen == CarrierState.Exited)
             {
                 Volatile.Write(ref control->VmmSleeps, 0);
-                return;
+                return true;
             }
 
             if (Volatile.Read(ref _dead))
@@ -174,12 +236,34 @@ internal sealed unsafe class CarrierProcess : IDisposable
                 throw new CarrierException(DescribeDeath());
             }
 
-            _ = Linux.Syscall(Linux.SysFutex, (long)&control->State, Linux.FutexWait, seen, (long)&timeout);
+            long left = deadline == ulong.MaxValue ? slice : NanosecondsUntil(deadline);
+            if (left <= 0)
+            {
+                Volatile.Write(ref control->VmmSleeps, 0);
+                return false;
+            }
+
+            Linux.Timespec timeout = new() { Nanoseconds = Math.Min(left, slice) };
+            long result = Linux.Syscall(Linux.SysFutex, (long)&control->State, Linux.FutexWait, seen, (long)&timeout);
+            if (result == -Linux.Etimedout && left >= slice && Volatile.Read(ref control->CarrierSleeps) != 0)
+            {
+                // Its peer may have died before it could wake it.
+                Linux.SyscallIgnored(Linux.SysFutex, (long)&control->State, Linux.FutexWake, 1);
+            }
+
             if (Volatile.Read(ref _kickUnanswered))
             {
                 KillWhenSilent(ref silentSince);
             }
         }
+    }
+
+    /// <summary>Nanoseconds until the host's clock shows so many ticks; at most some hours, 0 or less when it has.</summary>
+    public static long NanosecondsUntil(ulong deadline)
+    {
+        const long longest = 10_000L * 1_000_000_000;
+        long ticks = (long)Math.Min(deadline, long.MaxValue) - (long)HostClock.Instance.Ticks;
+        return ticks <= 0 ? 0 : (long)Math.Clamp(ticks * (1e9 / HostClock.Instance.TicksPerSecond), 1, longest);
     }
 
     private void KillWhenSilent(ref long since)
@@ -235,15 +319,23 @@ internal sealed unsafe class CarrierProcess : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Resume()
     {
+        Post(TakeRunCommand());
+    }
+
+    /// <summary>As <see cref="Resume()"/>, when another carrier of the vCPU has run the guest until now.</summary>
+    public void ResumeAfter(CarrierProcess last) => last.SwitchTo(this, TakeRunCommand());
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private uint TakeRunCommand()
+    {
         if (_batchCount == 0)
         {
-            Post(CarrierState.Run);
-            return;
+            return CarrierState.Run;
         }
 
         Control->BatchCount = _batchCount;
         _batchCount = 0;
-        Post(CarrierState.BatchThenRun);
+        return CarrierState.BatchThenRun;
     }
 
     /// <summary>Makes the queued calls and comes back.</summary>
@@ -340,7 +432,6 @@ internal sealed unsafe class CarrierProcess : IDisposable
             Call(Linux.SysPrctl, Linux.PrSetTsc, Linux.PrTscSigsegv);
         }
 
-        BuildFirstFrame();
         DispatchSystemCalls();
         Confine();
     }
@@ -374,33 +465,6 @@ internal sealed unsafe class CarrierProcess : IDisposable
         action[3] = 0;
         Call(Linux.SysRtSigaction, (ulong)signal, ScratchAddress, 0, 8);
     }
-
-    // Nothing has trapped yet, so the frame that the first resume returns from is made by hand.
-    private void BuildFirstFrame()
-    {
-        new Span<byte>(RegisterFile, (int)CarrierLayout.SignalStackOffset).Clear();
-        var context = (SignalContext*)(RegisterFile + CarrierLayout.FirstFrameOffset);
-        context->Flags = 6; // UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
-        context->StackPointer = CarrierLayout.RegisterFile + CarrierLayout.SignalStackOffset;
-        context->StackSize = CarrierLayout.RegisterFileSize - CarrierLayout.SignalStackOffset;
-        context->Eflags = 0x202;
-        context->Cs = UserCodeSelector;
-        context->Ss = UserDataSelector;
-        context->FpuState = CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset;
-
-        byte* fpu = RegisterFile + CarrierLayout.FirstFpuOffset;
-        *(ushort*)fpu = 0x37F;
-        *(uint*)(fpu + 24) = 0x1F80;
-        *(uint*)(fpu + FpuFrame.FeaturesLow) = FpuFrame.X87AndSse;
-        *(ulong*)(fpu + FpuFrame.LegacySize) = FpuFrame.X87AndSse; // XSTATE_BV
-        Control->Ucontext = CarrierLayout.RegisterFile + CarrierLayout.FirstFrameOffset;
-    }
-
-    /// <summary>Linux's ring-3 64-bit code selector (__USER_CS).</summary>
-    public const ushort UserCodeSelector = 0x33;
-
-    /// <summary>Linux's ring-3 data selector (__USER_DS).</summary>
-    public const ushort UserDataSelector = 0x2B;
 
     // System calls from outside the stub raise SIGSYS. The seccomp filter would see to that alone, but it is not asked about
     // uretprobe and uprobe (Linux 6.14 and later). Syscall user dispatch exists since Linux 5.11; without it there are no
@@ -518,11 +582,6 @@ internal sealed unsafe class CarrierProcess : IDisposable
             _ = Linux.Close(PidFd);
         }
 
-        if (_shared is not null)
-        {
-            _ = Linux.Munmap((nint)_shared, (nuint)CarrierLayout.ControlFileSize);
-        }
-
-        _ = Linux.Close(_controlFd);
+        _ownMemory?.Dispose();
     }
 }

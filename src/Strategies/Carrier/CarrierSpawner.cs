@@ -15,15 +15,19 @@ internal static class CarrierSpawner
     private static readonly BlockingCollection<Request> Requests = [];
     private static readonly Lazy<Thread> Spawner = new(StartThread);
 
-    private sealed record Request(int ControlFd, int RamFd, TaskCompletionSource<int> Pid);
+    private sealed record Request(int ControlFd, int Slot, int RamFd, TaskCompletionSource<int> Pid);
 
     /// <summary>Starts a carrier process and returns its id; it has not run yet.</summary>
+    /// <param name="controlFd">The vCPU's memfd.</param>
+    /// <param name="slot">Which of the control areas in it is the carrier's.</param>
+    /// <param name="ramFd">Guest RAM.</param>
     /// <exception cref="Win32Exception">The host does not allow it; the message says what failed.</exception>
-    public static int Spawn(int controlFd, int ramFd)
+    public static int Spawn(int controlFd, int slot, int ramFd)
     {
         _ = Spawner.Value;
         var request = new Request(
             controlFd,
+            slot,
             ramFd,
             new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously)
         );
@@ -55,7 +59,7 @@ internal static class CarrierSpawner
 
     private static unsafe int SpawnHere(Request request)
     {
-        byte[] program = BootProgram.Build(Environment.ProcessId);
+        byte[] program = BootProgram.Build(Environment.ProcessId, request.Slot);
         int fd = Linux.CreateMemfd("virtbench-carrier", Linux.MfdCloexec | Linux.MfdExec);
         try
         {

@@ -35,6 +35,7 @@ internal sealed class CarrierStub
     private Label _publish;
     private Label _wait;
     private Label _batch;
+    private Label _switch;
     private Label _resume;
     private Label _resumeByIret;
     private Label _resumeEnd;
@@ -49,6 +50,7 @@ internal sealed class CarrierStub
         _publish = _a.CreateLabel();
         _wait = _a.CreateLabel();
         _batch = _a.CreateLabel();
+        _switch = _a.CreateLabel();
         _resume = _a.CreateLabel();
         _resumeByIret = _a.CreateLabel();
         _resumeEnd = _a.CreateLabel();
@@ -64,6 +66,7 @@ internal sealed class CarrierStub
         Resume();
         ResumeByIret();
         Batch();
+        Switch();
         Kick();
         Skip();
 
@@ -143,9 +146,12 @@ internal sealed class CarrierStub
 
     // State := Exited, and wake the VMM if it sleeps. XCHG is the full barrier that orders the store before the load of
     // VmmSleeps: the VMM sets VmmSleeps, then looks at State, and the futex compares once more.
+    // The stack pointer leaves the memory that all carriers share before another of them can be told to run: from now on a
+    // kick finds this one waiting, and its frame must not lie where the other's is.
     private void Publish()
     {
         _a.Label(ref _publish);
+        _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.mov(ebp, CarrierState.Exited);
         _a.mov(eax, ebp);
         _a.xchg(Word(nameof(ControlPage.State)), eax);
@@ -158,7 +164,8 @@ internal sealed class CarrierStub
         _a.syscall();
     }
 
-    // Until State differs from EBP: spin SpinCount times, then sleep. Leaves the new state in EAX.
+    // Until State differs from EBP: spin SpinCount times, or not at all when another carrier has the core, then sleep.
+    // Leaves the new state in EAX.
     private void Wait()
     {
         Label spin = _a.CreateLabel();
@@ -166,6 +173,9 @@ internal sealed class CarrierStub
         Label changed = _a.CreateLabel();
         _a.Label(ref _wait);
         _a.mov(ecx, Word(nameof(ControlPage.SpinCount)));
+        _a.xor(edx, edx);
+        _a.cmp(ebp, CarrierState.Switch);
+        _a.cmove(ecx, edx);
         _a.Label(ref spin);
         _a.mov(eax, Word(nameof(ControlPage.State)));
         _a.cmp(eax, ebp);
@@ -203,7 +213,7 @@ internal sealed class CarrierStub
         _a.cmp(Word(nameof(ControlPage.KickPending)), 0);
         _a.je(notKicked);
         _a.mov(Word(nameof(ControlPage.KickPending)), 0);
-        _a.mov(Word(nameof(ControlPage.Signal)), Linux.SigUsr1);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.NotEntered);
         _a.jmp(_publish);
 
         _a.Label(ref notKicked);
@@ -261,7 +271,7 @@ internal sealed class CarrierStub
         _a.ud2();
     }
 
-    // In: EAX is Batch or BatchThenRun (anything else, a guest's doing, ends the process). While the guest runs after
+    // In: EAX is Batch, BatchThenRun or Switch (anything else, a guest's doing, ends the process). While the guest runs after
     // BatchThenRun, State still says so: the VMM waits for Exited only.
     private void Batch()
     {
@@ -276,6 +286,8 @@ internal sealed class CarrierStub
         _a.je(known);
         _a.cmp(eax, CarrierState.BatchThenRun);
         _a.je(known);
+        _a.cmp(eax, CarrierState.Switch);
+        _a.je(_switch);
         _a.mov(edi, 98);
         _a.mov(eax, Linux.SysExitGroup);
         _a.syscall();
@@ -325,6 +337,22 @@ internal sealed class CarrierStub
         _a.jmp(_publish);
     }
 
+    // The guest goes on in another carrier, on this core: wake that one, if it sleeps, and sleep. It has been told to run already, so that
+    // this one must not spin a moment longer.
+    private void Switch()
+    {
+        _a.Label(ref _switch);
+        _a.mov(ebp, eax);
+        _a.mov(rdi, Quad(nameof(ControlPage.Peer)));
+        _a.test(rdi, rdi);
+        _a.je(_wait);
+        _a.mov(esi, Linux.FutexWake);
+        _a.mov(edx, 1);
+        _a.mov(eax, Linux.SysFutex);
+        _a.syscall();
+        _a.jmp(_wait);
+    }
+
     // In: RDX ucontext of what was interrupted. The guest: an ordinary exit. The resume section: the guest has not run yet
     // and its frame is whole, so publish that. Anywhere else in the stub: remember, and go back to it.
     // The kernel blocks the signal while this runs, or a storm of kicks would nest frames until the signal stack is full.
@@ -352,7 +380,7 @@ internal sealed class CarrierStub
         _a.cmp(rax, rcx);
         _a.jae(remember);
         _a.mov(Word(nameof(ControlPage.KickBlocked)), 1);
-        _a.mov(Word(nameof(ControlPage.Signal)), Linux.SigUsr1);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.NotEntered);
         _a.jmp(_publish);
 
         _a.Label(ref remember);

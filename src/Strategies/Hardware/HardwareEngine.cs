@@ -1,5 +1,6 @@
 using System.ComponentModel;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
@@ -27,8 +28,14 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private readonly KvmStatistics? _statistics;
     private readonly Lock _kickGate = new();
     private readonly string _module;
-    private int _kicked;
+    private readonly int[] _kickWord = GC.AllocateArray<int>(16, pinned: true);
+    private readonly int* _kicked; // into it: a futex, which Idle waits on
     private int _thread;
+    private int _timerSlack;
+    private VcpuTimer? _timer;
+    private ulong _deadline = ulong.MaxValue;
+    private ulong _timerSet = ulong.MaxValue; // what the timer was last set to and will still fire for
+    private long _grace = FirstGrace;
     private bool _loadState = true;
     private bool _completes;
     private bool _disposed;
@@ -54,6 +61,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         _cpu = cpu;
         _memory = memory;
         _module = module;
+        _kicked = (int*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_kickWord));
         KickSignal.Install();
         _machine = new KvmMachine(memory, without);
         try
@@ -82,11 +90,23 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         {
             _thread = KickSignal.CurrentThread();
         }
+
+        // How late a wait may end, which is 50 µs unless one asks for less.
+        _timerSlack = (int)Linux.Syscall(Linux.SysPrctl, PrGetTimerslack);
+        _ = Linux.Syscall(Linux.SysPrctl, PrSetTimerslack, 1);
     }
 
     /// <inheritdoc/>
     public void DetachThread()
     {
+        _timer?.Dispose();
+        _timer = null;
+        _timerSet = ulong.MaxValue;
+        if (_timerSlack > 0)
+        {
+            _ = Linux.Syscall(Linux.SysPrctl, PrSetTimerslack, _timerSlack);
+        }
+
         lock (_kickGate)
         {
             _thread = 0;
@@ -118,23 +138,30 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             Prepare();
             while (true)
             {
+                if (_deadline < _timerSet)
+                {
+                    SetTimer();
+                }
+
                 int error = _machine.Enter();
                 switch (error)
                 {
                     case 0:
                         _completes = false;
+                        _machine.Run->RequestInterruptWindow = 0;
                         LeaveRegisters();
                         return Classify();
 
                     case Linux.Eintr:
                         _completes = false;
-                        if (TakeKick())
+                        if (TakeKick() || Clock.Ticks >= _deadline)
                         {
+                            _machine.Run->RequestInterruptWindow = 0;
                             LeaveRegisters();
                             return new VmExit(VmExitReason.Interrupted);
                         }
 
-                        break; // a signal of somebody else's
+                        break; // a signal of somebody else's, or of a deadline that has been moved
 
                     case Linux.Eagain:
                         break;
@@ -153,7 +180,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <inheritdoc/>
     public void Kick()
     {
-        if (Interlocked.Exchange(ref _kicked, 1) != 0)
+        if (Interlocked.Exchange(ref _kickWord[0], 1) != 0)
         {
             return;
         }
@@ -171,6 +198,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             {
                 KickSignal.Send(_thread);
             }
+
+            Linux.SyscallIgnored(Linux.SysFutex, (long)_kicked, FutexWakePrivate, 1);
         }
     }
 
@@ -179,10 +208,66 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         throw new NotSupportedException("guest page tables are the hardware's here");
 
     /// <inheritdoc/>
-    public ulong Deadline { get; set; } = ulong.MaxValue;
+    public ulong Deadline
+    {
+        get => _deadline;
+        set
+        {
+            _deadline = value;
+            _grace = FirstGrace;
+        }
+    }
 
     /// <inheritdoc/>
-    public void Idle() => throw new NotSupportedException();
+    public void Idle()
+    {
+        while (!TakeKick())
+        {
+            ulong now = Clock.Ticks;
+            if (now >= _deadline)
+            {
+                return;
+            }
+
+            // A kick of meanwhile has changed the word, so that there is nothing to wait for.
+            Linux.Timespec wait = VcpuTimer.ToTimespec(NanosecondsTo(_deadline, now));
+            _ = Linux.Syscall(
+                Linux.SysFutex,
+                (long)_kicked,
+                FutexWaitPrivate,
+                0,
+                _deadline == ulong.MaxValue ? 0 : (long)&wait
+            );
+        }
+    }
+
+    /// <inheritdoc/>
+    public bool AcceptsInterrupt
+    {
+        get
+        {
+            if (_failure is not null || _injected.Kind != GuestEventKind.None)
+            {
+                return false;
+            }
+
+            if (_loadState)
+            {
+                return (_cpu.Rflags & Rflags.If) != 0 && !_cpu.InterruptShadow;
+            }
+
+            // Not in the middle of an instruction, which may yet fault and so take the place of the interrupt.
+            if (Complete())
+            {
+                LeaveRegisters();
+            }
+
+            return _held is null && _machine.Run->ReadyForInterruptInjection != 0;
+        }
+    }
+
+    /// <inheritdoc/>
+    public void RequestInterruptWindow() => _machine.Run->RequestInterruptWindow = 1;
 
     /// <inheritdoc/>
     public void SwitchAddressSpace() { }
@@ -196,6 +281,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         switch (guestEvent.Kind)
         {
             case GuestEventKind.Exception:
+            case GuestEventKind.Interrupt:
                 _injected = guestEvent;
                 break;
             case GuestEventKind.SoftwareInterrupt:
@@ -256,6 +342,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             }
 
             _disposed = true;
+            _timer?.Dispose();
             _statistics?.Dispose();
             _machine.Dispose();
         }
@@ -281,7 +368,15 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         if (_injected.Kind != GuestEventKind.None)
         {
             Discard();
-            KvmState.Inject(_injected, _machine);
+            if (_injected.Kind == GuestEventKind.Interrupt)
+            {
+                KvmState.Interrupt(_injected.Number, _machine);
+            }
+            else
+            {
+                KvmState.Inject(_injected, _machine);
+            }
+
             _injected = default;
         }
     }
@@ -302,8 +397,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         Volatile.Write(ref _machine.Run->ImmediateExit, 1);
         int error = _machine.Enter();
         Volatile.Write(ref _machine.Run->ImmediateExit, 0);
+        _timerSet = ulong.MaxValue; // its signal may have been in that
         Interlocked.MemoryBarrier();
-        if (Volatile.Read(ref _kicked) != 0)
+        if (Volatile.Read(ref *_kicked) != 0)
         {
             Volatile.Write(ref _machine.Run->ImmediateExit, 1); // a kick of meanwhile: its own may be overwritten
         }
@@ -332,13 +428,52 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private bool TakeKick()
     {
-        if (Volatile.Read(ref _kicked) == 0 && Volatile.Read(ref _machine.Run->ImmediateExit) == 0)
+        if (Volatile.Read(ref *_kicked) == 0 && Volatile.Read(ref _machine.Run->ImmediateExit) == 0)
         {
             return false;
         }
 
         Volatile.Write(ref _machine.Run->ImmediateExit, 0);
-        return Interlocked.Exchange(ref _kicked, 0) != 0;
+        _timerSet = ulong.MaxValue; // its signal may have been in that
+        return Interlocked.Exchange(ref *_kicked, 0) != 0;
+    }
+
+    // An entry whose deadline is over has this long at least; longer each time that one deadline has not sufficed to get the
+    // guest anywhere, since what comes before its first instruction may take longer than that.
+    private const long FirstGrace = 5_000;
+    private const long LongestGrace = 10_000_000;
+
+    private const int PrSetTimerslack = 29;
+    private const int PrGetTimerslack = 30;
+    private const int FutexWaitPrivate = 128;
+    private const int FutexWakePrivate = 129;
+
+    /// <summary>Has the guest left at the deadline, if a thread is attached that can be signalled.</summary>
+    private void SetTimer()
+    {
+        if (_thread == 0)
+        {
+            return;
+        }
+
+        _timer ??= new VcpuTimer(_machine.Run);
+        ulong now = Clock.Ticks;
+        long wait = NanosecondsTo(_deadline, now);
+        if (wait <= 0)
+        {
+            wait = _grace;
+            _grace = Math.Min(2 * _grace, LongestGrace);
+        }
+
+        _timerSet = _deadline;
+        _timer.Set(wait);
+    }
+
+    // Rounded up, and no longer than a timer can be set to be: it is set again when it fires too early.
+    private long NanosecondsTo(ulong ticks, ulong now)
+    {
+        const double longest = 1e18;
+        return ticks <= now ? 0 : (long)Math.Min(longest, Math.Ceiling((ticks - now) * (1e9 / Clock.TicksPerSecond)));
     }
 
     // struct kvm_regs has its first eight registers in another order than GuestRegisters; from R8 on, RIP and RFLAGS
@@ -460,6 +595,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
                     Address: run->Msr.Index,
                     Access: run->ExitReason == Kvm.ExitX86Wrmsr ? PageAccess.Write : PageAccess.Read
                 );
+
+            case Kvm.ExitIrqWindowOpen:
+                return new VmExit(VmExitReason.InterruptWindow);
 
             case Kvm.ExitHlt:
                 return new VmExit(VmExitReason.Halt);

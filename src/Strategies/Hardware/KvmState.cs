@@ -136,6 +136,11 @@ internal static unsafe class KvmState
                     ? GuestEvent.PageFault(sregs.Cr2, events.ExceptionErrorCode)
                     : GuestEvent.Exception(events.ExceptionNumber, events.ExceptionErrorCode);
         }
+        else if (events.InterruptInjected != 0 && events.InterruptSoft == 0)
+        {
+            // Given to KVM and not yet delivered. Given to it once more it is still one.
+            cpu.PendingEvent = GuestEvent.Interrupt(events.InterruptNumber);
+        }
 
         Kvm.Xsave xsave = default;
         machine.Vcpu(Kvm.GetXsave, ref xsave, "KVM_GET_XSAVE");
@@ -193,6 +198,14 @@ internal static unsafe class KvmState
         events.ExceptionHasErrorCode = Vector.HasErrorCode(exception.Number) ? (byte)1 : (byte)0;
         events.ExceptionErrorCode = exception.ErrorCode;
         machine.Vcpu(Kvm.SetVcpuEvents, ref events, "KVM_SET_VCPU_EVENTS");
+    }
+
+    /// <summary>Has an external interrupt delivered at the next entry, at which the guest must be ready to take it.</summary>
+    /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
+    public static void Interrupt(byte vector, KvmMachine machine)
+    {
+        uint interrupt = vector; // struct kvm_interrupt
+        machine.Vcpu(Kvm.Interrupt, ref interrupt, "KVM_INTERRUPT");
     }
 
     // An INT3 or INTO whose delivery was cut short: RIP is still at it, so it will come again by itself.

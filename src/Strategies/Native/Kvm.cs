@@ -26,6 +26,7 @@ internal static unsafe partial class Kvm
     public const uint SetRegs = 0x4090_AE82;
     public const uint GetSregs = 0x8138_AE83;
     public const uint SetSregs = 0x4138_AE84;
+    public const uint Interrupt = 0x4004_AE86;
     public const uint GetMsrs = 0xC008_AE88;
     public const uint SetMsrs = 0x4008_AE89;
     public const uint SetCpuid2 = 0x4008_AE90;
@@ -83,6 +84,7 @@ internal static unsafe partial class Kvm
     public const uint ExitIo = 2;
     public const uint ExitHlt = 5;
     public const uint ExitMmio = 6;
+    public const uint ExitIrqWindowOpen = 7;
     public const uint ExitShutdown = 8;
     public const uint ExitFailEntry = 9;
     public const uint ExitSetTpr = 11;
@@ -107,6 +109,9 @@ internal static unsafe partial class Kvm
 
         [FieldOffset(8)]
         public uint ExitReason;
+
+        [FieldOffset(12)]
+        public byte ReadyForInterruptInjection;
 
         [FieldOffset(16)]
         public ulong Cr8;
@@ -288,6 +293,15 @@ internal static unsafe partial class Kvm
 
         [FieldOffset(4)]
         public uint ExceptionErrorCode;
+
+        [FieldOffset(8)]
+        public byte InterruptInjected;
+
+        [FieldOffset(9)]
+        public byte InterruptNumber;
+
+        [FieldOffset(10)]
+        public byte InterruptSoft;
 
         [FieldOffset(11)]
         public byte InterruptShadow;

@@ -60,6 +60,8 @@ internal static unsafe partial class Linux
 
     public const int PrSetPdeathsig = 1;
     public const int PrSetTsc = 26;
+    public const int PrSetTimerslack = 29;
+    public const int PrGetTimerslack = 30;
     public const int PrTscSigsegv = 2;
     public const int PrSetNoNewPrivs = 38;
     public const int PrSetSyscallUserDispatch = 59;
@@ -90,6 +92,7 @@ internal static unsafe partial class Linux
     public const int Eacces = 13;
     public const int Efault = 14;
     public const int Einval = 22;
+    public const int Etimedout = 110;
 
     [StructLayout(LayoutKind.Sequential)]
     public struct Timespec

@@ -16,6 +16,9 @@ internal sealed unsafe class BlockCache : IDisposable
     /// <summary>Room for decoded code, unless a test wants it to be full soon.</summary>
     public const int DefaultArenaBytes = 16 << 20;
 
+    /// <summary>Most op slots that one instruction takes, with the end of its block.</summary>
+    public const int SingleOps = 8;
+
     private const int BucketCount = 1 << 15;
     private const int SpareBytes = MaximumInstructions * 4 * 48;
     private const ulong NoPage = ulong.MaxValue;
@@ -94,6 +97,41 @@ internal sealed unsafe class BlockCache : IDisposable
         return Decode(rip, physical);
     }
 
+    /// <summary>
+    /// Decodes the one instruction at a linear address into ops that belong to no block and are good for one execution.
+    /// </summary>
+    /// <param name="rip">The address.</param>
+    /// <param name="ops">Room for <see cref="SingleOps"/> ops.</param>
+    /// <returns>False when a fault has been noted.</returns>
+    public bool DecodeSingle(ulong rip, Op* ops)
+    {
+        ulong physical = _engine.ResolveFetch(rip);
+        return physical != SimulatedEngine.NoAddress && DecodeSingle(rip, physical, ops, out _, out _, out _);
+    }
+
+    private bool DecodeSingle(ulong rip, ulong physical, Op* ops, out ulong second, out int length, out Op* end)
+    {
+        int inPage = (int)(GuestMemory.PageSize - (physical & 0xFFF));
+        second = NoPage;
+        length = _decoder.DecodeOne(rip, _memory.Base + physical, inPage, ops, out end);
+        if (length != 0)
+        {
+            return true;
+        }
+
+        second = _engine.ResolveFetch((rip | 0xFFF) + 1);
+        if (second == SimulatedEngine.NoAddress)
+        {
+            return false;
+        }
+
+        byte* joined = stackalloc byte[32];
+        Buffer.MemoryCopy(_memory.Base + physical, joined, 16, inPage);
+        Buffer.MemoryCopy(_memory.Base + second, joined + inPage, 16, 16);
+        length = _decoder.DecodeOne(rip, joined, inPage + 16, ops, out end);
+        return true;
+    }
+
     private Block** BucketOf(ulong physical, ulong rip) =>
         _buckets + (((physical * 0x9E37_79B9_7F4A_7C15UL) ^ (rip >> 12) * 0xC2B2_AE3D_27D4_EB4FUL) >> 49);
 
@@ -108,19 +146,10 @@ internal sealed unsafe class BlockCache : IDisposable
         int inPage = (int)(GuestMemory.PageSize - (physical & 0xFFF));
         ulong second = NoPage;
         int length = _decoder.Decode(rip, _memory.Base + physical, inPage, Block.Ops(block), out Op* end);
-        if (length == 0)
+        // Nothing when the first instruction crosses into the next page.
+        if (length == 0 && !DecodeSingle(rip, physical, Block.Ops(block), out second, out length, out end))
         {
-            // The first instruction crosses into the next page.
-            second = _engine.ResolveFetch((rip | 0xFFF) + 1);
-            if (second == SimulatedEngine.NoAddress)
-            {
-                return null;
-            }
-
-            byte* joined = stackalloc byte[32];
-            Buffer.MemoryCopy(_memory.Base + physical, joined, 16, inPage);
-            Buffer.MemoryCopy(_memory.Base + second, joined + inPage, 16, 16);
-            length = _decoder.DecodeOne(rip, joined, inPage + 16, Block.Ops(block), out end);
+            return null;
         }
 
         *block = new Block

@@ -108,7 +108,7 @@ internal sealed unsafe partial class BlockDecoder
         for (int n = 0; n < limit && !_ended; n++)
         {
             _decoder.Decode(out Instruction instruction);
-            if (_decoder.LastError == DecoderError.NoMoreBytes)
+            if (_decoder.LastError == DecoderError.NoMoreBytes || (n > 0 && IsRepeated(instruction)))
             {
                 break;
             }
@@ -133,6 +133,10 @@ internal sealed unsafe partial class BlockDecoder
         end = _next;
         return (int)(at - rip);
     }
+
+    // Such an instruction begins a block. It can be left in its middle: entered again it is the same block as without, so
+    // that the host's kicks do not move the block ends, where the guest's deadlines are looked for.
+    private static bool IsRepeated(in Instruction i) => i.IsStringInstruction && (i.HasRepPrefix || i.HasRepnePrefix);
 
     /// <summary>Mnemonic, operands and bytes, for messages.</summary>
     public string Describe(ulong rip, ReadOnlySpan<byte> bytes)

@@ -10,21 +10,27 @@ internal static unsafe class BranchHandlers
     private static Op* Take(Machine* m, Op* op)
     {
         Links* links = (Links*)(op + 1);
-        return links->TakenEpoch == m->LiveEpoch ? links->Taken : SlowPath.LinkTaken(m, links);
+        return links->TakenEpoch == m->LiveEpoch && m->Cycles < m->Deadline
+            ? links->Taken
+            : SlowPath.LinkTaken(m, links);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Op* FallThrough(Machine* m, Op* op)
     {
         Links* links = (Links*)(op + 1);
-        return links->NotTakenEpoch == m->LiveEpoch ? links->NotTaken : SlowPath.LinkNotTaken(m, links);
+        return links->NotTakenEpoch == m->LiveEpoch && m->Cycles < m->Deadline
+            ? links->NotTaken
+            : SlowPath.LinkNotTaken(m, links);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Op* Indirect(Machine* m, ulong target)
     {
         JumpEntry* entry = m->JumpCache + ((target ^ (target >> 12)) & (JumpEntry.Count - 1));
-        return entry->Rip == target && entry->Epoch == m->LiveEpoch ? entry->Target : SlowPath.Jump(m, target);
+        return entry->Rip == target && entry->Epoch == m->LiveEpoch && m->Cycles < m->Deadline
+            ? entry->Target
+            : SlowPath.Jump(m, target);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

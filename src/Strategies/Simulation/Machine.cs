@@ -78,9 +78,12 @@ internal unsafe struct Machine
     [FieldOffset(232)]
     public ulong OtherFlags;
 
-    /// <summary>Handle of the engine, for slow paths.</summary>
+    /// <summary>
+    /// <see cref="Cycles"/> at which the guest is to be left: compared at block ends and between the iterations of a string
+    /// instruction, where a kick is looked for as well.
+    /// </summary>
     [FieldOffset(240)]
-    public nint EngineHandle;
+    public ulong Deadline;
 
     [FieldOffset(248)]
     public uint Mxcsr;
@@ -123,6 +126,14 @@ internal unsafe struct Machine
     /// <summary>Condition of the engine that string instructions poll: nonzero after a kick.</summary>
     [FieldOffset(768)]
     public int KickRequested;
+
+    /// <summary>Nonzero while one instruction is to be executed: every jump and every further iteration leaves.</summary>
+    [FieldOffset(772)]
+    public int Stepping;
+
+    /// <summary>Handle of the engine, for slow paths.</summary>
+    [FieldOffset(776)]
+    public nint EngineHandle;
 
     /// <summary>The arithmetic flags as RFLAGS bits.</summary>
     public ulong ArithmeticFlags
@@ -230,6 +241,12 @@ internal struct ExitRecord
     public byte Vector;
     public byte Access;
     public byte FreeMarker;
+
+    /// <summary>Interrupted: the deadline was over, whether or not there was a kick too.</summary>
+    public byte Due;
+
+    /// <summary>The guest goes on at RIP without leaving: RFLAGS.TF has been set, which blocks know nothing of.</summary>
+    public byte Restart;
     public uint ErrorCode;
     public ulong Address;
 }

@@ -8,6 +8,7 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     private Machine* _machine = machine;
     private ulong _frozen;
     private bool _entryIsFree;
+    private bool _kicked;
 
     /// <inheritdoc/>
     public ulong Ticks => _machine is null ? _frozen : _machine->Cycles;
@@ -27,8 +28,8 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
             case TrapReason.RegionMarker:
                 _entryIsFree = true;
                 return;
-            // When a kick comes is the host's affair: the cycles of a guest must not depend on it.
-            case TrapReason.Kick:
+            // When a kick comes is the host's affair: the cycles of a guest must not depend on it. A deadline is the guest's.
+            case TrapReason.Kick when _kicked:
                 return;
         }
 
@@ -47,11 +48,13 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     }
 
     /// <summary>Adds the world switch out of the guest.</summary>
-    /// <param name="reason">Why the guest was left. A kick is free, and so is the entry after it.</param>
+    /// <param name="reason">Why the guest was left.</param>
     /// <param name="isMarker">A write to a measurement port.</param>
-    public void ChargeExit(VmExitReason reason, bool isMarker)
+    /// <param name="isDue">Interrupted by the deadline. By a kick alone it is free, and so is the entry after it.</param>
+    public void ChargeExit(VmExitReason reason, bool isMarker, bool isDue)
     {
-        if (reason == VmExitReason.Interrupted)
+        _kicked = reason == VmExitReason.Interrupted && !isDue;
+        if (_kicked)
         {
             _entryIsFree = true;
         }
@@ -60,6 +63,9 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
             _machine->Cycles += (ulong)profile.ExitCycles;
         }
     }
+
+    /// <summary>Lets time pass until a point that may be over already.</summary>
+    public void PassUntil(ulong ticks) => _machine->Cycles = Math.Max(_machine->Cycles, ticks);
 
     /// <summary>The machine is about to go.</summary>
     public void Freeze()

@@ -21,7 +21,8 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     private readonly AddressView _kernel = new();
     private readonly AddressView _user = new();
     private readonly BlockDecoder _decoder;
-    private readonly Lock _kickLock = new();
+    private readonly object _kickLock = new(); // no Lock: Idle waits on it
+    private readonly Op* _single;
     private readonly GCHandle _handle;
     private Machine* _machine;
     private AddressView _view;
@@ -51,6 +52,8 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         _machine = (Machine*)NativeMemory.AlignedAlloc(Machine.Size, 64);
         NativeMemory.Clear(_machine, Machine.Size);
         _machine->EngineHandle = GCHandle.ToIntPtr(_handle);
+        _machine->Deadline = ulong.MaxValue;
+        _single = (Op*)NativeMemory.AlignedAlloc((nuint)(BlockCache.SingleOps * sizeof(Op)), 64);
         _machine->JumpCache = (JumpEntry*)NativeMemory.AllocZeroed(JumpEntry.Count, (nuint)sizeof(JumpEntry));
         for (int i = 0; i < JumpEntry.Count; i++)
         {
@@ -83,19 +86,24 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     public IEngineClock Clock => _clock;
 
     /// <inheritdoc/>
-    public VmExit Run()
+    public VmExit Run() => Execute(single: false);
+
+    /// <summary>
+    /// As the contract says. Of a repeated string instruction it is one iteration, as a single-stepping CPU has it.
+    /// </summary>
+    public VmExit Step() => Execute(single: true);
+
+    private VmExit Execute(bool single)
     {
         Machine* m = _machine;
         ObjectDisposedException.ThrowIf(m is null, this);
         _clock.ChargeEntry();
         Enter(m);
+        ulong entry = m->Rip;
+        ulong cycles = m->Cycles;
         m->Exit = default;
         _failure = null;
-        if ((m->OtherFlags & Rflags.Tf) != 0)
-        {
-            Fail(m->Rip, "with RFLAGS.TF set: single-stepping is not modelled");
-        }
-        else if (!SseHandlers.IsModelled(m->Mxcsr))
+        if (!SseHandlers.IsModelled(m->Mxcsr))
         {
             Fail(
                 m->Rip,
@@ -104,21 +112,35 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         }
         else
         {
-            // Finds the first block, or notes a kick or a fetch fault.
-            Dispatch(m, Start(m));
+            do
+            {
+                m->Exit.Restart = 0;
+                if (single || (m->OtherFlags & Rflags.Tf) != 0)
+                {
+                    ExecuteSingle(m);
+                }
+                else
+                {
+                    // Finds the first block, or notes a kick or a fetch fault.
+                    Dispatch(m, Start(m));
+                }
+            } while (m->Exit.Restart != 0);
+        }
+
+        if (m->Rip != entry || m->Cycles != cycles)
+        {
+            // Here and not only in the core, which sees no more of it than RIP: a loop may have come back there.
+            _cpu.InterruptShadow = false;
         }
 
         Leave(m);
         var reason = (VmExitReason)m->Exit.Reason;
         if (reason == VmExitReason.Interrupted)
         {
-            lock (_kickLock)
-            {
-                m->KickRequested = 0;
-            }
+            TakeKick();
         }
 
-        _clock.ChargeExit(reason, m->Exit.FreeMarker != 0);
+        _clock.ChargeExit(reason, m->Exit.FreeMarker != 0, m->Exit.Due != 0);
         return new VmExit(
             reason,
             m->Exit.Vector,
@@ -133,7 +155,49 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     {
         ulong target = m->Rip;
         JumpEntry* entry = m->JumpCache + ((target ^ (target >> 12)) & (JumpEntry.Count - 1));
-        return entry->Rip == target && entry->Epoch == m->LiveEpoch ? entry->Target : SlowPath.Jump(m, target);
+        return entry->Rip == target && entry->Epoch == m->LiveEpoch ? entry->Target : SlowPath.Start(m);
+    }
+
+    /// <summary>Executes the instruction at RIP, and what a set RFLAGS.TF has follow it: #DB (SDM vol. 3B, section 18.3.1.4).</summary>
+    private void ExecuteSingle(Machine* m)
+    {
+        if (Volatile.Read(ref m->KickRequested) != 0)
+        {
+            m->Exit.Reason = (byte)VmExitReason.Interrupted;
+            return;
+        }
+
+        bool traps = (m->OtherFlags & Rflags.Tf) != 0;
+        m->Stepping = 1;
+        PublishEpoch(m);
+        if (Blocks.DecodeSingle(m->Rip, _single))
+        {
+            Dispatch(m, _single);
+        }
+
+        m->Stepping = 0;
+        PublishEpoch(m);
+        if (m->Exit.Restart != 0)
+        {
+            m->Exit.Restart = 0; // POPF has set TF: its own end is no trap yet
+            m->Exit.Reason = (byte)VmExitReason.Stepped;
+        }
+
+        if (traps && (VmExitReason)m->Exit.Reason == VmExitReason.Stepped)
+        {
+            const ulong singleStep = 1 << 14; // DR6.BS
+            _cpu.Dr6 |= singleStep;
+            m->Exit.Reason = (byte)VmExitReason.Exception;
+            m->Exit.Vector = Vector.Debug;
+        }
+    }
+
+    private void TakeKick()
+    {
+        lock (_kickLock)
+        {
+            _machine->KickRequested = 0;
+        }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -182,7 +246,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     {
         Volatile.Write(ref m->LiveEpoch, epoch);
         Interlocked.MemoryBarrier();
-        if (Volatile.Read(ref m->KickRequested) != 0)
+        if (Volatile.Read(ref m->KickRequested) != 0 || m->Stepping != 0)
         {
             Volatile.Write(ref m->LiveEpoch, 0);
         }
@@ -200,6 +264,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
                 Volatile.Write(ref _machine->KickRequested, 1);
                 Interlocked.MemoryBarrier();
                 Volatile.Write(ref _machine->LiveEpoch, 0);
+                Monitor.PulseAll(_kickLock);
             }
         }
     }
@@ -409,10 +474,31 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     }
 
     /// <inheritdoc/>
-    public ulong Deadline { get; set; } = ulong.MaxValue;
+    public ulong Deadline
+    {
+        get => _machine->Deadline;
+        set => _machine->Deadline = value;
+    }
 
     /// <inheritdoc/>
-    public void Idle() => throw new NotSupportedException();
+    public void Idle()
+    {
+        lock (_kickLock)
+        {
+            while (_machine->KickRequested == 0)
+            {
+                if (_machine->Deadline != ulong.MaxValue)
+                {
+                    _clock.PassUntil(_machine->Deadline);
+                    return;
+                }
+
+                Monitor.Wait(_kickLock); // no time passes where nothing is to come
+            }
+
+            _machine->KickRequested = 0;
+        }
+    }
 
     /// <inheritdoc/>
     public void SwitchAddressSpace()
@@ -470,6 +556,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             _clock.Freeze();
             NativeMemory.Free(_machine->JumpCache);
             NativeMemory.AlignedFree(_machine);
+            NativeMemory.AlignedFree(_single);
             _machine = null;
         }
 

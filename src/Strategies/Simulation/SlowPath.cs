@@ -69,17 +69,50 @@ internal static unsafe class SlowPath
         return target;
     }
 
-    /// <summary>Goes on at an address, unless a kick is pending or it cannot be fetched from.</summary>
+    /// <summary>
+    /// Goes on at an address, unless the guest is to be left here or it cannot be fetched from.
+    /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static Op* Jump(Machine* m, ulong target)
     {
         m->Rip = target;
+        return IsWanted(m, m->Cycles) ? null : Find(m, target);
+    }
+
+    /// <summary>As <see cref="Jump"/> for an entry, which has to get on though the deadline may be over.</summary>
+    public static Op* Start(Machine* m)
+    {
         if (Volatile.Read(ref m->KickRequested) != 0)
         {
             m->Exit.Reason = (byte)VmExitReason.Interrupted;
             return null;
         }
 
+        return Find(m, m->Rip);
+    }
+
+    /// <summary>Whether the guest is to be left after what it has just done, at this number of cycles; notes why.</summary>
+    private static bool IsWanted(Machine* m, ulong cycles)
+    {
+        if (m->Stepping != 0)
+        {
+            m->Exit.Reason = (byte)VmExitReason.Stepped;
+            return true;
+        }
+
+        bool due = cycles >= m->Deadline;
+        if (!due && Volatile.Read(ref m->KickRequested) == 0)
+        {
+            return false;
+        }
+
+        m->Exit.Reason = (byte)VmExitReason.Interrupted;
+        m->Exit.Due = due ? (byte)1 : (byte)0;
+        return true;
+    }
+
+    private static Op* Find(Machine* m, ulong target)
+    {
         SimulatedEngine engine = Engine(m);
         Op* op = engine.Blocks.Find(target);
         if (op is not null)
@@ -111,11 +144,36 @@ internal static unsafe class SlowPath
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static Op* Fault(Machine* m, Op* op) => Leave(m, op);
 
+    /// <summary>
+    /// Between two iterations of a string instruction: goes on with it, or leaves. An op whose code has been overwritten, by
+    /// itself, is looked up again.
+    /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    public static Op* Interrupt(Machine* m, Op* op)
+    public static bool BreaksOff(Machine* m, Op* op, out Op* next)
     {
-        m->Exit.Reason = (byte)VmExitReason.Interrupted;
-        return Leave(m, op);
+        if (IsWanted(m, m->Cycles + op->Before))
+        {
+            next = Leave(m, op);
+            return true;
+        }
+
+        next = null;
+        if (op->Length == 0)
+        {
+            next = Stale(m, op);
+            return true;
+        }
+
+        return false;
+    }
+
+    /// <summary>Goes on behind the op in another way than blocks do: RFLAGS.TF has been set.</summary>
+    public static Op* Restart(Machine* m, Op* op)
+    {
+        m->Exit.Restart = 1;
+        m->Rip = op->NextRip;
+        m->Cycles += op->Before + op->Cost;
+        return null;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

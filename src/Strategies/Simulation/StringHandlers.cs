@@ -187,14 +187,13 @@ internal static unsafe class StringHandlers
             }
 
             m->Cycles += op->Cost;
-            if (Volatile.Read(ref m->KickRequested) != 0)
+            bool looksUp =
+                Volatile.Read(ref m->LiveEpoch) == 0 // a kick, or single steps
+                || m->Cycles + op->Before >= m->Deadline
+                || op->Length == 0;
+            if (looksUp && SlowPath.BreaksOff(m, op, out Op* next))
             {
-                return SlowPath.Interrupt(m, op);
-            }
-
-            if (op->Length == 0)
-            {
-                return SlowPath.Stale(m, op); // it has overwritten itself
+                return next;
             }
         }
     }

@@ -104,16 +104,12 @@ internal static unsafe class SystemHandlers
         }
 
         ulong value = Operand.Get<T>(p);
-        if ((value & Rflags.Tf) != 0)
-        {
-            return SlowPath.Fail(m, op, "which sets RFLAGS.TF: single-stepping is not modelled");
-        }
-
+        bool stepped = (m->OtherFlags & Rflags.Tf) != 0;
         ulong writable = PopfWritable & (sizeof(T) == 2 ? 0xFFFFUL : ulong.MaxValue) & ~Rflags.Arithmetic;
         m->OtherFlags = (m->OtherFlags & ~(writable | Rflags.Rf)) | (value & writable);
         m->ArithmeticFlags = value;
         m->Gpr[Gpr.Rsp] = sp + (ulong)sizeof(T);
-        return op + 1;
+        return !stepped && (m->OtherFlags & Rflags.Tf) != 0 ? SlowPath.Restart(m, op) : op + 1;
     }
 
     /// <summary>OUT: an exit like any privileged instruction, but the measurement ports cost nothing.</summary>

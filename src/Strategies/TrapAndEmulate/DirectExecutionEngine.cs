@@ -22,6 +22,12 @@ internal sealed record DirectExecutionOptions
     /// <summary>See <see cref="EngineCapabilities.TimeSource"/>.</summary>
     public required string TimeSource { get; init; }
 
+    /// <summary>How the shadow page tables follow the guest's.</summary>
+    public ShadowPaging Shadow { get; init; } = ShadowPaging.Cached;
+
+    /// <summary>Policy cached: how many carriers there may be, 1 to <see cref="CarrierLayout.MaximumCarriers"/>.</summary>
+    public int MaximumCarriers { get; init; } = CarrierLayout.MaximumCarriers;
+
     /// <summary>See <see cref="CarrierOptions.KickGrace"/>; null for its default.</summary>
     public TimeSpan? KickGrace { get; init; }
 }
@@ -32,7 +38,7 @@ internal sealed record DirectExecutionOptions
 /// VM exit. The frame is the guest's register file; returning from the signal is the VM entry.
 /// </summary>
 [SupportedOSPlatform("linux")]
-internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingSink
+internal sealed unsafe partial class DirectExecutionEngine : IExecutionEngine, IMemoryWriteObserver
 {
     // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
     // which ring 0 never sees: one that POPF has set is taken away at the first #AC. RF is left out because every fault sets it in the image that the CPU saves.
@@ -40,13 +46,9 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
-    private readonly DirectExecutionOptions _options;
-    private readonly ShadowMappings _shadow;
+    private readonly ShadowPageTable _shadow;
     private readonly GuestAddressSpace _space;
-    private readonly Lock _kickGate = new();
-    private CarrierProcess? _carrier;
-    private byte[] _callerMask = [];
-    private bool _kicked;
+    private readonly CarrierPool _pool;
     private bool _loadLazyState = true;
     private VmExit? _failure;
 
@@ -54,7 +56,6 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     {
         _cpu = cpu;
         _memory = memory;
-        _options = options;
         _space = new GuestAddressSpace(cpu, memory);
         Capabilities = new EngineCapabilities
         {
@@ -65,7 +66,26 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             AddressLimit = CarrierLayout.GuestLimit,
             TimeSource = options.TimeSource,
         };
-        _shadow = new ShadowMappings(cpu, memory, Capabilities.LowestAddress, Capabilities.AddressLimit, this);
+        _pool = new CarrierPool(
+            memory.FileDescriptor,
+            new CarrierOptions
+            {
+                TrapTimeStampCounter = options.TrapTimeStampCounter,
+                ReturnByIret = options.ReturnByIret,
+                KickGrace = options.KickGrace ?? CarrierOptions.DefaultKickGrace,
+            }
+        );
+        ulong lowest = Capabilities.LowestAddress;
+        ulong limit = Capabilities.AddressLimit;
+        if (options.Shadow == ShadowPaging.Cached)
+        {
+            _shadow = new CachedShadow(cpu, memory, lowest, limit, SinkOf, options.MaximumCarriers);
+            memory.WriteObserver = this;
+        }
+        else
+        {
+            _shadow = new FlushedShadow(cpu, memory, lowest, limit, SinkOf);
+        }
     }
 
     /// <inheritdoc/>
@@ -74,56 +94,54 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     /// <inheritdoc/>
     public IEngineClock Clock => HostClock.Instance;
 
-    /// <summary>The carrier, once the guest has run; for tests.</summary>
-    internal CarrierProcess? Carrier => _carrier;
+    /// <summary>The carrier that runs the guest, once it has run; for tests.</summary>
+    internal CarrierProcess? Carrier => _pool.Current;
 
-    /// <summary>What is mapped in the carrier; for tests.</summary>
-    internal IReadOnlyList<MappedRun> Mapped => _shadow.Mapped;
+    /// <summary>All carriers; for tests.</summary>
+    internal CarrierPool Pool => _pool;
 
-    /// <inheritdoc/>
-    public void AttachThread()
-    {
-        if (CarrierPlacement.VmmCpu >= 0)
-        {
-            _callerMask = CarrierPlacement.CurrentThreadMask();
-            CarrierPlacement.Pin(0, CarrierPlacement.VmmCpu);
-        }
-    }
+    /// <summary>What is mapped in the carrier that runs the guest; for tests.</summary>
+    internal IReadOnlyList<MappedRun> Mapped => _shadow.Current?.All ?? [];
 
-    /// <inheritdoc/>
-    public void DetachThread()
-    {
-        if (_callerMask.Length > 0)
-        {
-            CarrierPlacement.RestoreCurrentThread(_callerMask);
-            _callerMask = [];
-        }
-    }
+    /// <summary>The shadow page tables; for tests.</summary>
+    internal ShadowPageTable Shadow => _shadow;
+
+    // ------------------------------------------------------------------------------------------------ run and step
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public VmExit Run()
     {
-        if (Volatile.Read(ref _kicked))
+        if (_stepping is not Stepping.No)
         {
-            Volatile.Write(ref _kicked, false);
+            EndSteps();
+        }
+
+        return Enter();
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private VmExit Enter()
+    {
+        if (TakeKick())
+        {
             return new VmExit(VmExitReason.Interrupted);
         }
 
         try
         {
-            if (_carrier is not { } carrier)
+            if (_foreignWrites is not null)
             {
-                carrier = Start();
-                if (Volatile.Read(ref _kicked))
-                {
-                    return Run(); // kicked while there was no carrier to kick
-                }
+                ApplyForeignWrites();
             }
 
-            if (_shadow.IsUserView != (_cpu.Cpl == 3))
+            if (!_shadow.IsSelected || _pool.Current is null)
             {
-                _shadow.Switch();
+                _ = _pool.Select(_shadow.Select());
+                if (TakeKick())
+                {
+                    return new VmExit(VmExitReason.Interrupted); // it may have gone to the carrier before
+                }
             }
 
             if (_failure is { } failure)
@@ -131,35 +149,25 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
                 return failure;
             }
 
-            if (!TryFindFrame(carrier, out SignalContext* frame))
+            CarrierProcess carrier = _pool.Current!;
+            SignalContext* frame = _pool.Frame;
+            EnterFrame(carrier, frame);
+            _pool.Resume();
+            if (Deadline == ulong.MaxValue)
             {
-                return Corrupted();
+                carrier.WaitForExit();
+            }
+            else
+            {
+                WaitUntilDeadline(carrier);
             }
 
-            EnterFrame(carrier, frame);
-            carrier.Resume();
-            carrier.WaitForExit();
             Prefetch(frame);
             return Leave(carrier);
         }
         catch (Exception e) when (e is CarrierException or Win32Exception)
         {
             return Fail(e);
-        }
-    }
-
-    /// <inheritdoc/>
-    public void Kick()
-    {
-        // One signal until it is answered: _kicked is taken back only where Run reports it.
-        if (Interlocked.Exchange(ref _kicked, true))
-        {
-            return;
-        }
-
-        lock (_kickGate)
-        {
-            _carrier?.Kick();
         }
     }
 
@@ -173,41 +181,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         return exit;
     }
 
-    private CarrierProcess Start()
-    {
-        var carrier = new CarrierProcess(
-            _memory.FileDescriptor,
-            new CarrierOptions
-            {
-                TrapTimeStampCounter = _options.TrapTimeStampCounter,
-                ReturnByIret = _options.ReturnByIret,
-                KickGrace = _options.KickGrace ?? CarrierOptions.DefaultKickGrace,
-            }
-        );
-        lock (_kickGate)
-        {
-            _carrier = carrier;
-        }
-
-        return carrier;
-    }
-
     // ------------------------------------------------------------------------------------------------ entry and exit
-
-    /// <summary>The frame that the carrier will return from. Its address comes from memory that the guest can write.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static bool TryFindFrame(CarrierProcess carrier, out SignalContext* frame)
-    {
-        ulong offset = Volatile.Read(ref carrier.Control->Ucontext) - CarrierLayout.RegisterFile;
-        if (offset > CarrierLayout.RegisterFileSize - (ulong)sizeof(SignalContext) || offset % 8 != 0)
-        {
-            frame = null;
-            return false;
-        }
-
-        frame = (SignalContext*)(carrier.RegisterFile + offset);
-        return true;
-    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void EnterFrame(CarrierProcess carrier, SignalContext* frame)
@@ -236,6 +210,10 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         frame->R15 = r->Gpr[Gpr.R8 + 7];
         frame->Rip = r->Rip;
         frame->Eflags = (r->Rflags & GuestFlags) | Rflags.AlwaysSet | Rflags.If;
+        if (_stepping is Stepping.Ours)
+        {
+            frame->Eflags |= Rflags.Tf;
+        }
     }
 
     // The frame's lines come from the other core. The kernel puts each frame where the last one was, so they are asked for
@@ -254,10 +232,12 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     private VmExit Leave(CarrierProcess carrier)
     {
         int signal = Volatile.Read(ref carrier.Control->Signal);
-        if (carrier.Control->Magic != ControlPage.MagicValue || !TryFindFrame(carrier, out SignalContext* frame))
+        if (carrier.Control->Magic != ControlPage.MagicValue || !_pool.TryTakeFrame())
         {
             return Corrupted();
         }
+
+        SignalContext* frame = _pool.Frame;
 
         if (signal == CarrierReport.BatchFailed)
         {
@@ -293,12 +273,13 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         r->Rip = rip;
         r->Rflags = (r->Rflags & ~GuestFlags) | (frame->Eflags & GuestFlags) | Rflags.AlwaysSet;
 
-        if (signal != Linux.SigUsr1 && carrier.Control->LoadBases != 0)
+        if (signal != CarrierReport.NotEntered && carrier.Control->LoadBases != 0)
         {
             carrier.Control->LoadBases = 0; // the guest has run with the bases it was given
         }
 
-        return Classify(carrier, signal, frame);
+        VmExit exit = Classify(carrier, signal, frame);
+        return _stepping is Stepping.No ? exit : EndStep(exit);
     }
 
     // The kernel's trapno is the CPU's vector. It is stale where the kernel raises a signal without an exception.
@@ -306,9 +287,9 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     {
         switch (signal)
         {
-            case Linux.SigUsr1:
+            case Linux.SigUsr1 or CarrierReport.NotEntered:
                 carrier.KickAnswered();
-                Volatile.Write(ref _kicked, false);
+                _ = TakeKick();
                 return new VmExit(VmExitReason.Interrupted);
             case Linux.SigSys:
                 return ClassifySystemCall(carrier);
@@ -332,6 +313,8 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
                     (error & PageFaultError.Fetch) != 0 ? PageAccess.Execute
                     : (error & PageFaultError.Write) != 0 ? PageAccess.Write
                     : PageAccess.Read;
+                _faultAddress = frame->Cr2;
+                _faultWrites = access == PageAccess.Write;
                 return new VmExit(VmExitReason.PageFault, Address: frame->Cr2, Access: access);
 
             case Vector.Debug:
@@ -392,6 +375,11 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
             }
         }
 
+        if (_stepping is Stepping.Ours)
+        {
+            return new VmExit(VmExitReason.Stepped);
+        }
+
         _cpu.Dr6 |= 1 << 14; // BS
         return new VmExit(VmExitReason.Exception, Vector.Debug);
     }
@@ -425,13 +413,11 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         return new VmExit(VmExitReason.SystemCall);
     }
 
-    private static bool TryFindSignal(CarrierProcess carrier, out byte* siginfo)
+    private bool TryFindSignal(CarrierProcess carrier, out byte* siginfo)
     {
         const ulong size = 128; // sizeof(siginfo_t)
-        ulong offset = Volatile.Read(ref carrier.Control->Siginfo) - CarrierLayout.RegisterFile;
-        bool inside = offset <= CarrierLayout.RegisterFileSize - size;
-        siginfo = inside ? carrier.RegisterFile + offset : null;
-        return inside;
+        siginfo = _pool.Find(Volatile.Read(ref carrier.Control->Siginfo), size);
+        return siginfo is not null;
     }
 
     private VmExit Corrupted() =>
@@ -446,12 +432,12 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
     public void SaveLazyState()
     {
         // Nothing newer than the core's own copy: the guest has not run since, or its carrier is beyond asking.
-        if (_loadLazyState || _failure is not null || _carrier is not { } carrier)
+        if (_loadLazyState || _failure is not null || _pool.Current is not { } carrier)
         {
             return;
         }
 
-        if (!TryFindFrame(carrier, out SignalContext* frame) || !TryFindFpu(carrier, frame, out byte* fpu))
+        if (!TryFindFpu(_pool.Frame, out byte* fpu))
         {
             return;
         }
@@ -473,7 +459,7 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         carrier.Control->FsBase = _cpu.Fs.Base;
         carrier.Control->GsBase = _cpu.Gs.Base;
         carrier.Control->LoadBases = 1;
-        if (TryFindFpu(carrier, frame, out byte* fpu))
+        if (TryFindFpu(frame, out byte* fpu))
         {
             new ReadOnlySpan<byte>(_cpu.Registers->Fxsave, FpuFrame.RegistersEnd).CopyTo(
                 new Span<byte>(fpu, FpuFrame.RegistersEnd)
@@ -483,92 +469,20 @@ internal sealed unsafe class DirectExecutionEngine : IExecutionEngine, IMappingS
         }
     }
 
-    private static bool TryFindFpu(CarrierProcess carrier, SignalContext* frame, out byte* fpu)
+    private bool TryFindFpu(SignalContext* frame, out byte* fpu)
     {
-        ulong offset = frame->FpuState - CarrierLayout.RegisterFile;
-        bool inside = offset <= CarrierLayout.RegisterFileSize - FpuFrame.HeaderEnd;
-        fpu = inside ? carrier.RegisterFile + offset : null;
-        return inside;
-    }
-
-    // ------------------------------------------------------------------------------------------------ shadow page table
-
-    /// <inheritdoc/>
-    public MapResult Map(in ShadowPage page) =>
-        _shadow.Add(page) is { } refusal ? MapResult.Refused(refusal) : MapResult.Mapped;
-
-    /// <inheritdoc/>
-    public ulong Deadline { get; set; } = ulong.MaxValue;
-
-    /// <inheritdoc/>
-    public void Idle() => throw new NotSupportedException();
-
-    /// <inheritdoc/>
-    public void SwitchAddressSpace() => _shadow.Switch();
-
-    /// <inheritdoc/>
-    public void InvalidatePage(ulong address) => _shadow.Invalidate(address);
-
-    void IMappingSink.Map(in MappedRun run, bool populate)
-    {
-        bool single = run.Length <= GuestMemory.PageSize;
-        Queue(
-            Linux.SysMmap,
-            run.Address,
-            run.Length,
-            ShadowMappings.Protection(run.Access),
-            (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
-            CarrierLayout.RamFd,
-            run.Physical
-        );
-        if (populate && !single)
-        {
-            Queue(BatchEntry.Touch, run.Address, run.End);
-        }
-    }
-
-    void IMappingSink.Protect(in MappedRun run) =>
-        Queue(Linux.SysMprotect, run.Address, run.Length, ShadowMappings.Protection(run.Access));
-
-    void IMappingSink.Unmap(ulong start, ulong end) => Queue(Linux.SysMunmap, start, end - start);
-
-    private void Queue(long number, ulong a0, ulong a1, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)
-    {
-        if (_carrier is not { } carrier)
-        {
-            return; // nothing is mapped before the first entry, so nothing needs changing
-        }
-
-        if (_failure is not null || (carrier.PendingCalls == CarrierLayout.BatchCapacity && !TryFlush(carrier)))
-        {
-            return;
-        }
-
-        carrier.Queue(number, a0, a1, a2, a3, a4, a5);
-    }
-
-    // The core calls from the middle of an emulation: what goes wrong here is the next Run's to report.
-    private bool TryFlush(CarrierProcess carrier)
-    {
-        try
-        {
-            carrier.Flush();
-            return true;
-        }
-        catch (Exception e) when (e is CarrierException or Win32Exception)
-        {
-            _ = Fail(e);
-            return false;
-        }
+        fpu = _pool.Find(frame->FpuState, FpuFrame.HeaderEnd);
+        return fpu is not null;
     }
 
     /// <inheritdoc/>
     public void Dispose()
     {
-        lock (_kickGate)
+        if (_memory.WriteObserver == this)
         {
-            _carrier?.Dispose();
-            _carrier = null;
+            _memory.WriteObserver = null;
         }
+
+        _pool.Dispose();
     }
 }

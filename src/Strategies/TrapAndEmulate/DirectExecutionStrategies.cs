@@ -13,6 +13,9 @@ public abstract class DirectExecutionStrategy : Strategy
     /// <summary>RDTSC and RDTSCP exit to the VMM.</summary>
     protected abstract bool TrapsTimeStampCounter { get; }
 
+    /// <summary>How the shadow page tables follow the guest's.</summary>
+    protected abstract ShadowPaging ShadowPolicy { get; }
+
     /// <inheritdoc/>
     public override string? UnavailableReason() => DirectExecutionProbe.UnavailableReason;
 
@@ -32,9 +35,12 @@ public abstract class DirectExecutionStrategy : Strategy
             {
                 TrapTimeStampCounter = TrapsTimeStampCounter,
                 ReturnByIret = byIret,
-                TimeSource = byIret
-                    ? "measured on this host; exits are signals, return by xrstor+iretq"
-                    : "measured on this host; exits are signals, return by rt_sigreturn",
+                Shadow = ShadowPolicy,
+                TimeSource =
+                    $"measured on this host; exits are signals, return by {(byIret ? "xrstor+iretq" : "rt_sigreturn")}"
+                    + (
+                        RunsPrivilegedGuests ? $"; shadow page tables {ShadowPolicy.ToString().ToLowerInvariant()}" : ""
+                    ),
             }
         );
     }
@@ -56,8 +62,14 @@ public sealed class TrapAndEmulateStrategy : DirectExecutionStrategy
     /// <inheritdoc/>
     public override bool RunsPrivilegedGuests => true;
 
+    /// <summary>How the shadow page tables follow the guest's.</summary>
+    public ShadowPaging Shadow { get; init; } = ShadowPaging.Cached;
+
     /// <inheritdoc/>
     protected override bool TrapsTimeStampCounter => true;
+
+    /// <inheritdoc/>
+    protected override ShadowPaging ShadowPolicy => Shadow;
 }
 
 /// <summary>The baseline: guest code runs directly in ring 3 and nothing in a region traps.</summary>
@@ -78,4 +90,7 @@ public sealed class NativeStrategy : DirectExecutionStrategy
 
     /// <inheritdoc/>
     protected override bool TrapsTimeStampCounter => false;
+
+    /// <summary>Nothing in its guests' regions writes CR3, so nothing is to be kept.</summary>
+    protected override ShadowPaging ShadowPolicy => ShadowPaging.Flush;
 }

@@ -32,7 +32,9 @@ internal sealed class DirectGuest : IDisposable
         Action<Assembler> program,
         bool returnByIret = true,
         bool trapTimeStampCounter = true,
-        TimeSpan? kickGrace = null
+        TimeSpan? kickGrace = null,
+        ShadowPaging shadow = ShadowPaging.Cached,
+        int maximumCarriers = 16
     )
     {
         SkipUnlessAvailable();
@@ -48,6 +50,8 @@ internal sealed class DirectGuest : IDisposable
                         TrapTimeStampCounter = trapTimeStampCounter,
                         TimeSource = "test",
                         KickGrace = kickGrace,
+                        Shadow = shadow,
+                        MaximumCarriers = maximumCarriers,
                     }
                 )
         );

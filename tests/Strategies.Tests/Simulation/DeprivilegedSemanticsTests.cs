@@ -215,17 +215,50 @@ public sealed class DeprivilegedSemanticsTests
     }
 
     [Fact]
-    public void Single_stepping_ends_the_guest()
+    public void A_guest_that_sets_the_trap_flag_traps_after_each_instruction_behind_the_next()
     {
         using var guest = new SimulatedGuest();
         guest.Load(a =>
         {
             a.push((int)Rflags.Tf);
             a.popfq();
+            a.inc(rax); // the first that is over with TF set at its start
+            a.dec(rbx);
+            a.push(0);
+            a.popfq(); // traps, since TF was set when it began
+            a.inc(rax);
+            a.hlt();
         });
-        VmExit exit = guest.Run();
-        Assert.Equal(VmExitReason.Failed, exit.Reason);
-        Assert.Contains("TF", exit.Message, StringComparison.Ordinal);
+        foreach (ulong behind in (ulong[])[9, 12, 14, 15])
+        {
+            VmExit exit = guest.Run();
+            Assert.Equal((VmExitReason.Exception, Vector.Debug), (exit.Reason, exit.Vector));
+            Assert.Equal(SimulatedGuest.CodeStart + behind, guest.Cpu.Rip);
+            Assert.Equal(1UL << 14, guest.Cpu.Dr6 & (1UL << 14));
+        }
+
+        Assert.Equal(VmExitReason.PrivilegedInstruction, guest.Run().Reason);
+        Assert.Equal(2UL, guest.Cpu.Rax);
+    }
+
+    [Fact]
+    public void A_single_stepped_string_instruction_traps_after_each_iteration()
+    {
+        using var guest = new SimulatedGuest();
+        guest.Load(a =>
+        {
+            a.rep.stosb();
+            a.hlt();
+        });
+        guest.Cpu[Gpr.Rdi] = SimulatedGuest.DataStart;
+        guest.Cpu[Gpr.Rcx] = 3;
+        guest.Cpu.Rflags |= Rflags.Tf;
+        for (ulong left = 3; left-- > 0; )
+        {
+            Assert.Equal(VmExitReason.Exception, guest.Run().Reason);
+            Assert.Equal(left, guest.Cpu[Gpr.Rcx]);
+            Assert.Equal(SimulatedGuest.CodeStart + (left == 0 ? 2UL : 0), guest.Cpu.Rip);
+        }
     }
 
     [Fact]

@@ -85,11 +85,16 @@ internal sealed unsafe class SimulatedGuest : IDisposable
     }
 
     /// <summary>Runs; answers hidden page faults as the core does.</summary>
-    public VmExit Run()
+    public VmExit Run() => Enter(Engine.Run);
+
+    /// <summary>Executes one instruction; answers hidden page faults as the core does.</summary>
+    public VmExit Step() => Enter(Engine.Step);
+
+    private VmExit Enter(Func<VmExit> enter)
     {
         for (; ; )
         {
-            VmExit exit = Engine.Run();
+            VmExit exit = enter();
             if (exit.Reason != VmExitReason.PageFault || !AnswerFault(exit))
             {
                 return exit;

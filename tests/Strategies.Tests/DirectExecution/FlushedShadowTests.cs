@@ -5,7 +5,7 @@ using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.Tests.DirectExecution;
 
-public sealed class ShadowMappingsTests : IDisposable
+public sealed class FlushedShadowTests : IDisposable
 {
     private const ulong Lowest = 0x1_0000;
     private const ulong Limit = 0x7FFD_0000_0000;
@@ -15,14 +15,24 @@ public sealed class ShadowMappingsTests : IDisposable
 
     private readonly GuestMemory _memory = new(Ram);
     private readonly VirtualCpu _cpu = new();
-    private readonly RecordingSink _sink = new();
-    private readonly ShadowMappings _shadow;
+    private readonly RecordingSink[] _sinks = [new(), new()];
+    private readonly FlushedShadow _shadow;
     private ulong _nextTable = 0x10_0000;
 
-    public ShadowMappingsTests()
+    public FlushedShadowTests()
     {
-        _shadow = new ShadowMappings(_cpu, _memory, Lowest, Limit, _sink);
+        _shadow = new FlushedShadow(_cpu, _memory, Lowest, Limit, slot => _sinks[slot]);
         _cpu.Cr3 = NewTable();
+        _ = _shadow.Select();
+    }
+
+    /// <summary>The carrier that the guest would run in.</summary>
+    private RecordingSink Sink => _sinks[_cpu.Cpl == 3 ? 1 : 0];
+
+    private void Switch()
+    {
+        _shadow.SwitchAddressSpace();
+        _ = _shadow.Select();
     }
 
     public void Dispose()
@@ -118,24 +128,27 @@ public sealed class ShadowMappingsTests : IDisposable
         ulong length = 1UL << t.PageShift;
         ulong offset = address & (length - 1);
         PageAccess rights = t.Dirty ? t.Permissions : t.Permissions & ~PageAccess.Write;
-        Assert.Null(_shadow.Add(new ShadowPage(address, address - offset, t.PhysicalAddress - offset, length, rights)));
+        Assert.Equal(
+            MapResult.Mapped,
+            _shadow.Map(
+                new ShadowPage(address, address - offset, t.PhysicalAddress - offset, length, rights),
+                write: (access & PageAccess.Write) != 0
+            )
+        );
         return true;
     }
 
     private void EnterRing(int ring)
     {
         _cpu.Cs = _cpu.Cs with { Selector = (ushort)((_cpu.Cs.Selector & ~3) | ring) };
-        if (_shadow.IsUserView != (ring == 3))
-        {
-            _shadow.Switch();
-        }
+        _ = _shadow.Select();
     }
 
     private void AssertListMatchesSink()
     {
         var listed = new SortedDictionary<ulong, (ulong, PageAccess)>();
         ulong end = 0;
-        foreach (MappedRun run in _shadow.Mapped)
+        foreach (MappedRun run in _shadow.Current!.All)
         {
             Assert.True(run.Address >= end, "runs overlap or are out of order");
             end = run.End;
@@ -145,7 +158,7 @@ public sealed class ShadowMappingsTests : IDisposable
             }
         }
 
-        Assert.Equal(_sink.Pages, listed);
+        Assert.Equal(Sink.Pages, listed);
     }
 
     private void MapPages(ulong address, int count, ulong physical, ulong flags = Used)
@@ -165,11 +178,11 @@ public sealed class ShadowMappingsTests : IDisposable
             Assert.True(Touch(0x40_0000 + (i * 4096), PageAccess.Read));
         }
 
-        Assert.Single(_shadow.Mapped);
-        _sink.Log.Clear();
-        _shadow.Switch();
-        Assert.Empty(_sink.Log);
-        Assert.Equal(64, _sink.Pages.Count);
+        Assert.Single(_shadow.Current!.All);
+        Sink.Log.Clear();
+        Switch();
+        Assert.Empty(Sink.Log);
+        Assert.Equal(64, Sink.Pages.Count);
     }
 
     [Fact]
@@ -183,12 +196,12 @@ public sealed class ShadowMappingsTests : IDisposable
         }
 
         _cpu.Cr3 = NewTable();
-        _shadow.Switch();
-        Assert.Empty(_sink.Pages);
-        _sink.Log.Clear();
+        Switch();
+        Assert.Empty(Sink.Pages);
+        Sink.Log.Clear();
         _cpu.Cr3 = first;
-        _shadow.Switch();
-        Assert.Equal("map 400000 40000 800000 Read, Write, Execute", Assert.Single(_sink.Log));
+        Switch();
+        Assert.Equal("map 400000 40000 800000 Read, Write, Execute", Assert.Single(Sink.Log));
     }
 
     [Fact]
@@ -196,9 +209,9 @@ public sealed class ShadowMappingsTests : IDisposable
     {
         MapPages(0x40_0000, 1, 0x80_0000, Used & ~Pte.Dirty);
         Assert.True(Touch(0x40_0000, PageAccess.Read));
-        Assert.Equal(PageAccess.Read | PageAccess.Execute, _sink.Pages[0x40_0000].Access);
+        Assert.Equal(PageAccess.Read | PageAccess.Execute, Sink.Pages[0x40_0000].Access);
         Assert.True(Touch(0x40_0000, PageAccess.Write));
-        Assert.Equal("protect 400000 1000 Read, Write, Execute", _sink.Log[^1]);
+        Assert.Equal("protect 400000 1000 Read, Write, Execute", Sink.Log[^1]);
     }
 
     [Theory]
@@ -216,12 +229,12 @@ public sealed class ShadowMappingsTests : IDisposable
         }
 
         _ = Leaf(_cpu.Cr3, 0x40_1000, 0x80_1000 | (Used & ~cleared));
-        _shadow.Switch();
+        Switch();
         Assert.Equal(
             left,
-            _sink.Pages.TryGetValue(0x40_1000, out (ulong, PageAccess Access) page) ? $"{page.Access}" : ""
+            Sink.Pages.TryGetValue(0x40_1000, out (ulong, PageAccess Access) page) ? $"{page.Access}" : ""
         );
-        Assert.True(_sink.Pages.ContainsKey(0x40_0000) && _sink.Pages.ContainsKey(0x40_2000));
+        Assert.True(Sink.Pages.ContainsKey(0x40_0000) && Sink.Pages.ContainsKey(0x40_2000));
         AssertListMatchesSink();
     }
 
@@ -232,13 +245,13 @@ public sealed class ShadowMappingsTests : IDisposable
         MapPages(0x40_1000, 1, 0x80_1000);
         Assert.True(Touch(0x40_0000, PageAccess.Read) && Touch(0x40_1000, PageAccess.Read));
         EnterRing(3);
-        Assert.Empty(_sink.Pages); // a view of its own, filled by its own faults
+        Assert.Empty(Sink.Pages); // a carrier of its own, filled by its own faults
         Assert.False(Touch(0x40_0000, PageAccess.Read));
         Assert.True(Touch(0x40_1000, PageAccess.Read));
         EnterRing(0);
-        Assert.Equal([0x40_0000UL, 0x40_1000UL], _sink.Pages.Keys);
+        Assert.Equal([0x40_0000UL, 0x40_1000UL], Sink.Pages.Keys);
         EnterRing(3);
-        Assert.Equal([0x40_1000UL], _sink.Pages.Keys);
+        Assert.Equal([0x40_1000UL], Sink.Pages.Keys);
     }
 
     [Fact]
@@ -250,8 +263,8 @@ public sealed class ShadowMappingsTests : IDisposable
             Assert.True(Touch(0x40_0000 + (i * 4096), PageAccess.Read));
         }
 
-        _shadow.Invalidate(0x40_1FFF);
-        Assert.Equal([0x40_0000UL, 0x40_2000UL], _sink.Pages.Keys);
+        _shadow.InvalidatePage(0x40_1FFF);
+        Assert.Equal([0x40_0000UL, 0x40_2000UL], Sink.Pages.Keys);
         AssertListMatchesSink();
     }
 
@@ -260,9 +273,9 @@ public sealed class ShadowMappingsTests : IDisposable
     {
         _ = Leaf(_cpu.Cr3, 0x40_0000, 0x80_0000 | Used, shift: 21);
         Assert.True(Touch(0x40_5000, PageAccess.Read));
-        Assert.Equal((int)(LargePage / 4096), _sink.Pages.Count);
-        _shadow.Invalidate(0x5F_F000);
-        Assert.Empty(_sink.Pages);
+        Assert.Equal((int)(LargePage / 4096), Sink.Pages.Count);
+        _shadow.InvalidatePage(0x5F_F000);
+        Assert.Empty(Sink.Pages);
     }
 
     [Fact]
@@ -273,8 +286,8 @@ public sealed class ShadowMappingsTests : IDisposable
         _ = Leaf(_cpu.Cr3, 0x40_0000, 0, shift: 21);
         _ = Leaf(_cpu.Cr3, 0x50_0000, 0x90_0000 | Used);
         Assert.True(Touch(0x50_0000, PageAccess.Read)); // both sizes are in the TLB now
-        _shadow.Invalidate(0x40_0000);
-        Assert.Empty(_sink.Pages);
+        _shadow.InvalidatePage(0x40_0000);
+        Assert.Empty(Sink.Pages);
     }
 
     [Fact]
@@ -282,16 +295,16 @@ public sealed class ShadowMappingsTests : IDisposable
     {
         _ = Leaf(_cpu.Cr3, 0, 0 | Used, shift: 21);
         Assert.True(Touch(0x1_5000, PageAccess.Read));
-        Assert.Equal(Lowest, _sink.Pages.Keys.First());
-        Assert.Equal(LargePage - 4096, _sink.Pages.Keys.Last());
+        Assert.Equal(Lowest, Sink.Pages.Keys.First());
+        Assert.Equal(LargePage - 4096, Sink.Pages.Keys.Last());
         _ = Leaf(_cpu.Cr3, 1 << 30, 0 | Used, shift: 30);
         Assert.True(Touch((1 << 30) + 0x3000, PageAccess.Read));
-        Assert.Equal((1UL << 30) + Ram - 4096, _sink.Pages.Keys.Last());
-        _shadow.Switch();
-        Assert.Equal((1UL << 30) + Ram - 4096, _sink.Pages.Keys.Last());
+        Assert.Equal((1UL << 30) + Ram - 4096, Sink.Pages.Keys.Last());
+        Switch();
+        Assert.Equal((1UL << 30) + Ram - 4096, Sink.Pages.Keys.Last());
         AssertListMatchesSink();
-        _shadow.Invalidate((1 << 30) + 0x20_0000);
-        Assert.Equal(LargePage - 4096, _sink.Pages.Keys.Last());
+        _shadow.InvalidatePage((1 << 30) + 0x20_0000);
+        Assert.Equal(LargePage - 4096, Sink.Pages.Keys.Last());
     }
 
     [Theory]
@@ -300,10 +313,10 @@ public sealed class ShadowMappingsTests : IDisposable
     [InlineData(0xFFFF_8000_0000_0000UL)]
     public void What_the_process_cannot_map_is_refused_in_one_line(ulong address)
     {
-        string? refusal = _shadow.Add(new ShadowPage(address, address, 0x1000, 4096, PageAccess.Read));
-        Assert.NotNull(refusal);
-        Assert.Contains($"0x{address:X}", refusal, StringComparison.Ordinal);
-        Assert.Empty(_sink.Log);
+        MapResult result = _shadow.Map(new ShadowPage(address, address, 0x1000, 4096, PageAccess.Read), write: false);
+        Assert.Equal(MapOutcome.Refused, result.Outcome);
+        Assert.Contains($"0x{address:X}", result.Message, StringComparison.Ordinal);
+        Assert.Empty(Sink.Log);
     }
 
     [Fact]
@@ -312,16 +325,19 @@ public sealed class ShadowMappingsTests : IDisposable
         for (ulong i = 0; i < 5000; i++)
         {
             ulong address = 0x1000_0000 + (i * 0x2000);
-            Assert.Null(_shadow.Add(new ShadowPage(address, address, 0x1000, 4096, PageAccess.Read)));
-            Assert.True(_shadow.Mapped.Count <= 4096);
+            Assert.Equal(
+                MapResult.Mapped,
+                _shadow.Map(new ShadowPage(address, address, 0x1000, 4096, PageAccess.Read), write: false)
+            );
+            Assert.True(_shadow.Current!.All.Count <= 4096);
         }
 
         AssertListMatchesSink();
         for (ulong i = 0; i < 200; i++)
         {
             _cpu.Cr3 = 0x20_0000 + (i * 0x1000);
-            _shadow.Switch();
-            Assert.Empty(_sink.Pages);
+            Switch();
+            Assert.Empty(Sink.Pages);
         }
     }
 
@@ -364,12 +380,12 @@ public sealed class ShadowMappingsTests : IDisposable
                     break;
                 case 2:
                     _cpu.Cr3 = roots[random.Next(3)];
-                    _shadow.Switch();
+                    Switch();
                     AssertGrantedNow();
                     break;
                 case 3:
-                    _shadow.Invalidate(address);
-                    Assert.DoesNotContain(address, _sink.Pages.Keys);
+                    _shadow.InvalidatePage(address);
+                    Assert.DoesNotContain(address, Sink.Pages.Keys);
                     break;
                 case 4:
                     EnterRing(random.Next(2) * 3);
@@ -378,7 +394,7 @@ public sealed class ShadowMappingsTests : IDisposable
                     PageAccess access = (PageAccess)(1 << random.Next(3));
                     if (Touch(address, access))
                     {
-                        Assert.Equal(access, _sink.Pages[address].Access & access);
+                        Assert.Equal(access, Sink.Pages[address].Access & access);
                     }
 
                     break;
@@ -394,7 +410,7 @@ public sealed class ShadowMappingsTests : IDisposable
     private void AssertGrantedNow()
     {
         PageAccess user = _cpu.Cpl == 3 ? PageAccess.User : 0;
-        foreach ((ulong page, (ulong physical, PageAccess access)) in _sink.Pages)
+        foreach ((ulong page, (ulong physical, PageAccess access)) in Sink.Pages)
         {
             Translation t = PageWalker.Walk(_cpu, _memory, page, PageAccess.Read | user, commit: false);
             Assert.True(!t.Fault && t.Accessed && t.PhysicalAddress == physical, $"0x{page:X}");

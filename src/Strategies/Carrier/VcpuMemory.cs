@@ -1,0 +1,103 @@
+using System.ComponentModel;
+using System.Runtime.Versioning;
+using VirtBench.Strategies.Native;
+
+namespace VirtBench.Strategies.Carrier;
+
+/// <summary>
+/// The memory that the VMM and all carriers of one vCPU share: the stub, the register file, and a control area for each carrier. The register
+/// file holds the guest's frame, so that moving a vCPU to another carrier copies nothing but FS and GS base.
+/// </summary>
+[SupportedOSPlatform("linux")]
+internal sealed unsafe class VcpuMemory : IDisposable
+{
+    private readonly byte* _base;
+    private bool _disposed;
+
+    /// <summary>Makes the memory and, in it, the frame that the first entry returns from.</summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public VcpuMemory()
+    {
+        FileDescriptor = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
+        try
+        {
+            _base = Linux.MapSharedMemory(
+                FileDescriptor,
+                CarrierLayout.ControlFileSize,
+                "the carriers' control memory"
+            );
+        }
+        catch
+        {
+            _ = Linux.Close(FileDescriptor);
+            throw;
+        }
+
+        CarrierStub.Instance.Code.CopyTo(new Span<byte>(_base, (int)CarrierLayout.StubSize));
+        BuildFirstFrame();
+    }
+
+    /// <summary>The memfd.</summary>
+    public int FileDescriptor { get; }
+
+    /// <summary>The register file.</summary>
+    public byte* RegisterFile => _base + CarrierLayout.RegisterFileFileOffset;
+
+    /// <summary>The frame that the first entry returns from.</summary>
+    public SignalContext* FirstFrame => (SignalContext*)(RegisterFile + CarrierLayout.FirstFrameOffset);
+
+    /// <summary>The control area of one carrier.</summary>
+    public byte* ControlArea(int slot) =>
+        _base + CarrierLayout.ControlFileOffset + (slot * (long)CarrierLayout.ControlSize);
+
+    /// <summary>Where the VMM sees what a carrier has at this address of the register file; the address is a guest's word.</summary>
+    /// <returns>Null when not all of it lies where frames are put that the VMM shares.</returns>
+    public byte* Find(ulong address, ulong size)
+    {
+        ulong offset = address - CarrierLayout.RegisterFile;
+        bool handMade = offset < CarrierLayout.SignalStackOffset && size <= CarrierLayout.SignalStackOffset - offset;
+        bool onStack =
+            offset - CarrierLayout.OwnStackEnd < CarrierLayout.FrameSpace
+            && size <= CarrierLayout.RegisterFileSize - offset;
+        return handMade || onStack ? RegisterFile + offset : null;
+    }
+
+    /// <summary>The address in every carrier of what the VMM sees here.</summary>
+    public ulong AddressOf(void* shared) => CarrierLayout.RegisterFile + (ulong)((byte*)shared - RegisterFile);
+
+    // Nothing has trapped yet, so the frame that the first entry returns from is made by hand.
+    private void BuildFirstFrame()
+    {
+        SignalContext* context = FirstFrame;
+        context->Flags = 6; // UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
+        context->StackPointer = CarrierLayout.RegisterFile + CarrierLayout.SignalStackOffset;
+        context->StackSize = CarrierLayout.RegisterFileSize - CarrierLayout.SignalStackOffset;
+        context->Eflags = 0x202;
+        context->Cs = UserCodeSelector;
+        context->Ss = UserDataSelector;
+        context->FpuState = CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset;
+
+        byte* fpu = RegisterFile + CarrierLayout.FirstFpuOffset;
+        *(ushort*)fpu = 0x37F;
+        *(uint*)(fpu + FpuFrame.Mxcsr) = 0x1F80;
+        *(uint*)(fpu + FpuFrame.FeaturesLow) = FpuFrame.X87AndSse;
+        *(ulong*)(fpu + FpuFrame.LegacySize) = FpuFrame.X87AndSse; // XSTATE_BV
+    }
+
+    /// <summary>Linux's ring-3 64-bit code selector (__USER_CS).</summary>
+    public const ushort UserCodeSelector = 0x33;
+
+    /// <summary>Linux's ring-3 data selector (__USER_DS).</summary>
+    public const ushort UserDataSelector = 0x2B;
+
+    /// <summary>Gives the memory back. Carriers that map it keep it until they end.</summary>
+    public void Dispose()
+    {
+        if (!_disposed)
+        {
+            _disposed = true;
+            _ = Linux.Munmap((nint)_base, (nuint)CarrierLayout.ControlFileSize);
+            _ = Linux.Close(FileDescriptor);
+        }
+    }
+}

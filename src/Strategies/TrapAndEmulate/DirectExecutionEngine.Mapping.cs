@@ -1,0 +1,126 @@
+using System.ComponentModel;
+using VirtBench.Strategies.Carrier;
+using VirtBench.Strategies.Native;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.TrapAndEmulate;
+
+// What the core says of the guest's page tables, on its way to the shadow page tables; and what they want of the carriers.
+internal sealed unsafe partial class DirectExecutionEngine
+{
+    // Beyond so many it is simpler to say that all of memory was written.
+    private const int MaximumForeignWrites = 256;
+
+    private readonly Lock _foreignGate = new();
+    private volatile List<(ulong Address, ulong Length)>? _foreignWrites;
+    private ulong _faultAddress;
+    private bool _faultWrites;
+
+    /// <inheritdoc/>
+    public MapResult Map(in ShadowPage page) => _shadow.Map(page, write: _faultWrites || page.Address != _faultAddress);
+
+    /// <inheritdoc/>
+    public void SwitchAddressSpace() => _shadow.SwitchAddressSpace();
+
+    /// <inheritdoc/>
+    public void InvalidatePage(ulong address) => _shadow.InvalidatePage(address);
+
+    /// <summary>
+    /// The VMM has written guest RAM. What another thread than the vCPU's has written, a device's or an image's loader, counts for the shadow page
+    /// tables from the next entry on.
+    /// </summary>
+    void IMemoryWriteObserver.MemoryWritten(ulong address, ulong length)
+    {
+        if (_vcpuThread == Environment.CurrentManagedThreadId)
+        {
+            _shadow.MemoryWritten(address, length);
+            return;
+        }
+
+        lock (_foreignGate)
+        {
+            List<(ulong, ulong)> writes = _foreignWrites ?? [];
+            if (writes.Count >= MaximumForeignWrites)
+            {
+                writes.Clear();
+                (address, length) = (0, _memory.Size);
+            }
+
+            writes.Add((address, length));
+            _foreignWrites = writes;
+        }
+    }
+
+    private void ApplyForeignWrites()
+    {
+        lock (_foreignGate)
+        {
+            foreach ((ulong address, ulong length) in _foreignWrites ?? [])
+            {
+                _shadow.MemoryWritten(address, length);
+            }
+
+            _foreignWrites = null;
+        }
+    }
+
+    private CarrierSink SinkOf(int slot) => new(this, slot);
+
+    private sealed class CarrierSink(DirectExecutionEngine engine, int slot) : IMappingSink
+    {
+        public void Map(in MappedRun run, bool populate)
+        {
+            bool single = run.Length <= GuestMemory.PageSize;
+            Queue(
+                Linux.SysMmap,
+                run.Address,
+                run.Length,
+                MappedRuns.Protection(run.Access),
+                (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
+                CarrierLayout.RamFd,
+                run.Physical
+            );
+            if (populate && !single)
+            {
+                Queue(BatchEntry.Touch, run.Address, run.End);
+            }
+        }
+
+        public void Protect(in MappedRun run) =>
+            Queue(Linux.SysMprotect, run.Address, run.Length, MappedRuns.Protection(run.Access));
+
+        public void Unmap(ulong start, ulong end) => Queue(Linux.SysMunmap, start, end - start);
+
+        // A carrier makes the calls when it is next told to run. That one which is not started has nothing mapped.
+        private void Queue(long number, ulong a0, ulong a1, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)
+        {
+            if (engine._failure is not null || engine._pool[slot] is not { } carrier)
+            {
+                return;
+            }
+
+            if (carrier.PendingCalls == CarrierLayout.BatchCapacity && !TryFlush(carrier))
+            {
+                return;
+            }
+
+            carrier.Queue(number, a0, a1, a2, a3, a4, a5);
+        }
+
+        // The core calls from the middle of an emulation: what goes wrong here is the next Run's to report.
+        private bool TryFlush(CarrierProcess carrier)
+        {
+            try
+            {
+                carrier.Flush();
+                return true;
+            }
+            catch (Exception e) when (e is CarrierException or Win32Exception)
+            {
+                _ = engine.Fail(e);
+                return false;
+            }
+        }
+    }
+}
