@@ -150,6 +150,16 @@ public sealed class TransactionTests
             a => a.iretq(),
             Popped(GuestMachine.Code, GuestMachine.AbsentCode, 0x246, Page, GuestMachine.KernelData)
         ),
+        ["iretq whose frame begins where there is no RAM"] = Emulated(
+            a => a.iretq(),
+            m =>
+            {
+                _ = m.Map(Page, NoRam);
+                m.Memory.Write(Second, (ulong)GuestMachine.KernelCode);
+                m.Memory.Write(Second + 24, (ulong)GuestMachine.KernelData);
+                m.Cpu.Rsp = Page + 0xFF8;
+            }
+        ),
         ["retf"] = Emulated(a => a.db(0x48, 0xCB), Popped(GuestMachine.Code, GuestMachine.KernelCode)),
         ["retf to ring 3"] = Emulated(
             a => a.db(0x48, 0xCB),
@@ -397,7 +407,13 @@ public sealed class TransactionTests
             }
             catch (HostPageAbsentException absent)
             {
+                long asked = machine.Absent.UnclaimedAccesses;
                 transaction.RollBack();
+                if (test.DataAccess)
+                {
+                    Assert.Equal(asked, machine.Absent.UnclaimedAccesses); // no device will be asked twice
+                }
+
                 if (transaction.Repetitions == 0)
                 {
                     Assert.Equal(before, StateDump.Of(machine.Cpu));
