@@ -33,7 +33,8 @@ public sealed class SlottedWorkloadTests
     public static TheoryData<string> SensitiveIds() =>
         [
             .. WorkloadCatalog
-                .All.Where(workload => workload.SensitiveInstruction is not null)
+                .All.OfType<SlottedWorkload>()
+                .Where(workload => workload.SensitiveInstruction is not null)
                 .Select(workload => workload.Id),
         ];
 
