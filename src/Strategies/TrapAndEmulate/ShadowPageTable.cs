@@ -94,10 +94,29 @@ internal abstract class ShadowPageTable(VirtualCpu cpu, GuestMemory memory, ulon
     public virtual void EndStep(bool again) { }
 
     /// <summary>
-    /// Whether a page may be mapped that the guest has not just asked for. RAM only; and here is the place to leave out what is absent on
-    /// the host, since no access of the guest's has brought it in.
+    /// Whether a page may be mapped that the guest has not just asked for: RAM, and on this host, since no access of the guest's has
+    /// brought it in.
     /// </summary>
-    protected bool MayMapUnasked(ulong physical, ulong length) => memory.Contains(physical, length);
+    protected bool MayMapUnasked(ulong physical, ulong length)
+    {
+        if (!memory.Contains(physical, length))
+        {
+            return false;
+        }
+
+        if (memory.Pager is not null)
+        {
+            for (ulong at = physical; at < physical + length; at += GuestMemory.PageSize)
+            {
+                if (!memory.IsPresent(at / GuestMemory.PageSize))
+                {
+                    return false;
+                }
+            }
+        }
+
+        return true;
+    }
 
     // A large page is cut to what a carrier can map and to what of it is RAM. The core may hand over a part of a large page as a small one:
     // the size of the guest's page is what INVLPG goes by.
@@ -106,13 +125,8 @@ internal abstract class ShadowPageTable(VirtualCpu cpu, GuestMemory memory, ulon
         ulong start = Math.Max(page.PageStart, lowest);
         ulong physical = page.PhysicalStart + (start - page.PageStart);
         ulong end = Math.Min(Math.Min(page.PageStart + page.Length, limit), start + (memory.Size - physical));
-        byte shift = (byte)ulong.TrailingZeroCount(page.Length);
-        if (page.Length == GuestMemory.PageSize)
-        {
-            Translation t = PageWalker.Walk(cpu, memory, page.Address, PageAccess.Read, commit: false);
-            shift = t.Fault ? shift : t.PageShift;
-        }
-
+        Translation t = PageWalker.Walk(cpu, memory, page.Address, PageAccess.Read, commit: false);
+        byte shift = t.Fault ? (byte)ulong.TrailingZeroCount(page.Length) : t.PageShift;
         const PageAccess rights = PageAccess.Read | PageAccess.Write | PageAccess.Execute;
         return new MappedRun(start, end - start, physical, page.Access & rights, shift);
     }

@@ -61,7 +61,7 @@ internal sealed partial class MiniOsKernel
         a.jmp(_schedule);
     }
 
-    /// <summary>The last process has ended: combines the results in the order of the processes, prints and leaves them.</summary>
+    /// <summary>The last process has ended: prints what they have written, combines their results and leaves them.</summary>
     private void EmitFinish()
     {
         Assembler a = _a;
@@ -80,6 +80,7 @@ internal sealed partial class MiniOsKernel
             a.imul(r12, r13);
         }
 
+        PrintOutputs();
         Say($"mini-os: {_processes} processes, ");
         a.mov(rdi, At(KernelVariable.Units));
         a.call(_printDecimal);
@@ -93,6 +94,22 @@ internal sealed partial class MiniOsKernel
         a.mov(rcx, At(KernelVariable.RegionTicks));
         a.mov(__[rax + 8], rcx);
         EmitExit(0);
+    }
+
+    /// <summary>Of each process that has written anything. Clobbers rax, rcx, rdx and rsi.</summary>
+    private void PrintOutputs()
+    {
+        Assembler a = _a;
+        for (int process = 0; process < _processes; process++)
+        {
+            Label silent = a.CreateLabel();
+            a.mov(esi, (uint)Process(process) + ProcessBlock.OutputLength);
+            a.cmp(__qword_ptr[rsi], 0);
+            a.je(silent);
+            a.call(_print);
+            a.Label(ref silent);
+            a.nop();
+        }
     }
 
     /// <summary>
