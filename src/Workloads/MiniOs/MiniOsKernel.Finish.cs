@@ -120,11 +120,13 @@ internal sealed partial class MiniOsKernel
     {
         const int latchChannel0 = 0;
         Assembler a = _a;
+        ReadTimeStamp();
+        a.mov(At(Field.TimerReadEarliest), rax);
         Out(IntervalTimer.FirstPort + 3, latchChannel0);
         a.@in(al, (byte)IntervalTimer.FirstPort);
         a.@in(al, (byte)IntervalTimer.FirstPort);
         ReadTimeStamp();
-        a.mov(At(Field.TimerEnd), rax);
+        a.mov(At(Field.TimerReadLatest), rax);
     }
 
     private void EmitExit(byte status)
