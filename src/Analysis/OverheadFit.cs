@@ -104,6 +104,12 @@ public sealed record OverheadFit
     /// <summary>The conclusion in words, with where and why a fit fails and what was left out.</summary>
     public required string VerdictText { get; init; }
 
+    /// <summary>
+    /// Sensitive instructions of the workload that the strategy let through: its guest saw something untrue. Empty where it was
+    /// faithful.
+    /// </summary>
+    public IReadOnlyList<string> Holes { get; init; } = [];
+
     /// <summary>Samples the fit used.</summary>
     public required int Points { get; init; }
 

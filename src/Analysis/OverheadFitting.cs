@@ -20,6 +20,7 @@ internal sealed class OverheadFitting
     private readonly RoundBootstrap? bootstrap;
     private readonly bool scatterFree;
     private readonly bool tookNoTraps;
+    private readonly string[] holes;
 
     public OverheadFitting(
         string strategy,
@@ -41,6 +42,7 @@ internal sealed class OverheadFitting
             usable.Length == 0 || scatterFree ? null : RoundBootstrap.Draw(points, options.Resamples, SeedOfThisFit());
         var withInstructions = usable.Where(sample => sample.Cell.TrapsPerUnit > 0).ToArray();
         tookNoTraps = withInstructions.Length > 0 && withInstructions.All(sample => sample.Traps == 0);
+        holes = [.. samples.SelectMany(sample => sample.Mark?.Holes ?? []).Distinct()];
     }
 
     /// <summary>Computed times that repeat, or that were taken once: one computation is as good as many.</summary>
@@ -77,7 +79,9 @@ internal sealed class OverheadFitting
             Workload = workload,
             UntrappedUnitNanoseconds = points.Densities is [0] ? mean : null,
             Verdict = FitVerdict.TooFewPoints,
-            VerdictText = verdict + (IsExact && usable.Length > 0 ? ", computed exactly" : "") + Exclusions(),
+            VerdictText =
+                NotFaithful() + verdict + (IsExact && usable.Length > 0 ? ", computed exactly" : "") + Exclusions(),
+            Holes = holes,
             Points = usable.Length,
             ExcludedSamples = samples.Count - usable.Length,
             Rounds = points.RoundCount,
@@ -110,7 +114,8 @@ internal sealed class OverheadFitting
             LackOfFitP = p,
             LargestRelativeResidual = densities.Max(density => Math.Abs(density.RelativeResidual!.Value)),
             Verdict = verdict,
-            VerdictText = text + WithoutIntervals() + Exclusions(),
+            VerdictText = NotFaithful() + text + WithoutIntervals() + Exclusions(),
+            Holes = holes,
             Points = usable.Length,
             ExcludedSamples = samples.Count - usable.Length,
             Rounds = points.RoundCount,
@@ -120,6 +125,9 @@ internal sealed class OverheadFitting
             Confidence = options.Confidence,
         };
     }
+
+    /// <summary>What the engine lets through: whatever a verdict says then is of a guest that was shown something untrue.</summary>
+    private string NotFaithful() => holes.Length == 0 ? "" : $"not faithful: {string.Join(", ", holes)}: ";
 
     private string ZeroTraps(Estimate slope)
     {

@@ -1,6 +1,7 @@
 using System.Globalization;
 using VirtBench.Strategies;
 using VirtBench.Strategies.Simulation;
+using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli;
@@ -9,23 +10,44 @@ namespace VirtBench.Cli;
 internal static class Choice
 {
     /// <summary>The strategies named, or all when the option is left out.</summary>
-    public static IReadOnlyList<Strategy> Strategies(string[] words, CostProfile? profile = null) =>
-        Of(
+    /// <param name="words">The option's words.</param>
+    /// <param name="profile">Cost profile of the simulated strategies; null for textbook.</param>
+    /// <param name="shadow">The word given for trap-and-emulate's policy of shadow paging; null when it was left out.</param>
+    public static IReadOnlyList<Strategy> Strategies(string[] words, CostProfile? profile = null, string? shadow = null)
+    {
+        ShadowPaging? policy = Shadow(shadow);
+        IReadOnlyList<Strategy> strategies = Of(
             words,
-            profile is null ? StrategyCatalog.All : StrategyCatalog.With(profile),
+            StrategyCatalog.With(profile ?? CostProfile.Textbook, policy),
             strategy => strategy.Id,
             "strategy",
             "strategies"
         );
+        return policy is null || strategies.Any(strategy => strategy is TrapAndEmulateStrategy)
+            ? strategies
+            : throw new UsageException(
+                $"--shadow {shadow}: only trap-and-emulate has these policies, and the strategy is "
+                    + string.Join(", ", strategies.Select(strategy => strategy.Id))
+            );
+    }
+
+    private static ShadowPaging? Shadow(string? word) =>
+        word switch
+        {
+            null => null,
+            "flush" => ShadowPaging.Flush,
+            "cached" => ShadowPaging.Cached,
+            _ => throw new UsageException($"--shadow {word}: give flush or cached"),
+        };
 
     /// <summary>The workloads named, or all when the option is left out.</summary>
     public static IReadOnlyList<Workload> Workloads(string[] words) =>
         Of(words, WorkloadCatalog.All, workload => workload.Id, "workload", "workloads");
 
     /// <summary>One strategy that this host can run.</summary>
-    public static Strategy AvailableStrategy(string word, CostProfile? profile = null)
+    public static Strategy AvailableStrategy(string word, CostProfile? profile = null, string? shadow = null)
     {
-        Strategy strategy = Strategies([word], profile) is [var only]
+        Strategy strategy = Strategies([word], profile, shadow) is [var only]
             ? only
             : throw new UsageException($"--strategy {word}: give one strategy, a guest runs under one at a time");
         return strategy.UnavailableReason() is { } reason

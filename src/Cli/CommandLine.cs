@@ -75,6 +75,7 @@ internal static class CommandLine
             ListCommand.Create(terminal),
             DoctorCommand.Create(terminal),
             ExecCommand.Create(terminal),
+            SoakCommand.Create(terminal),
             FitCommand.Create(terminal),
             ReportCommand.Create(terminal),
             ReproduceCommand.Create(terminal),

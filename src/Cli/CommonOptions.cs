@@ -16,6 +16,13 @@ internal static class CommonOptions
     public static Option<bool> Strict() =>
         new("--strict") { Description = "End a guest that touches a port or an address that nothing answers" };
 
+    public static Option<string> Shadow() =>
+        new("--shadow")
+        {
+            Description = "Shadow paging of trap-and-emulate: cached (kept over CR3 writes) or flush",
+            HelpName = "flush|cached",
+        };
+
     public static Argument<string> Run()
     {
         var run = new Argument<string>("run") { Description = "A run directory, e.g. results/20260101T000000Z-host" };

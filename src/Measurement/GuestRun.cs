@@ -2,6 +2,7 @@ using System.Buffers;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 
 namespace VirtBench.Measurement;
 
@@ -42,7 +43,7 @@ public sealed record GuestRunOptions
 /// <param name="Faithful">
 /// False when the image holds instructions that this strategy executes without the VMM seeing them.
 /// </param>
-/// <param name="Notes">Lines for the user: such instructions, accesses to nothing, console bytes not kept.</param>
+/// <param name="Notes">Lines for the user: such instructions, "not faithful: …" first; accesses to nothing, console bytes not kept.</param>
 /// <param name="TimeSource">Where the times come from.</param>
 public sealed record GuestRunResult(
     string Strategy,
@@ -58,6 +59,11 @@ public sealed record GuestRunResult(
     string TimeSource
 )
 {
+    /// <summary>
+    /// What became of its interrupts; null when it has not initialized an interrupt controller, or the run was abandoned.
+    /// </summary>
+    public InterruptStatistics? Interrupts { get; init; }
+
     /// <summary>Exits in a region, the markers' own left out.</summary>
     public static long TrapsIn(MeasuredRegion region) =>
         region.Exits.Counts.Sum() - region.Exits[TrapReason.RegionMarker];
@@ -104,7 +110,13 @@ public static class GuestRun
             machine.Serial.Transmitted = null;
         }
 
-        var notes = new List<string>(HoleScan.Describe(holes, strategy.Id));
+        var notes = new List<string>();
+        if (holes.Count > 0)
+        {
+            notes.Add(new FaithfulnessMark([.. holes.Select(one => one.Hole.Instruction).Distinct()]).ToString());
+            notes.AddRange(HoleScan.Describe(holes, strategy.Id));
+        }
+
         if (machine.Capabilities.Holes.Count > 0 && !HoleScan.SearchesAllOf(image))
         {
             notes.Add(
@@ -148,6 +160,9 @@ public static class GuestRun
             holes.Count == 0,
             notes,
             machine.Capabilities.TimeSource
-        );
+        )
+        {
+            Interrupts = run.Outcome.End == RunEnd.Abandoned ? null : machine.InterruptStatistics(),
+        };
     }
 }

@@ -42,7 +42,7 @@ public static class HoleScan
         var byName = new Dictionary<string, VirtualizationHole>();
         foreach (VirtualizationHole hole in holes)
         {
-            foreach (string name in Names(hole))
+            foreach (string name in hole.Names)
             {
                 byName.TryAdd(name, hole);
             }
@@ -141,29 +141,6 @@ public static class HoleScan
             Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase => BeyondThePlatform,
             _ => mnemonic.ToString().ToLowerInvariant(),
         };
-
-    /// <summary>
-    /// The names that a hole covers, without blanks: "popf"; "mov r,sreg" for every segment register or "mov r,cs" for one;
-    /// "push fs/gs" for two of them; "mov sreg / pop fs" for two instructions.
-    /// </summary>
-    internal static IEnumerable<string> Names(VirtualizationHole hole)
-    {
-        foreach (string part in hole.Instruction.Split(" / "))
-        {
-            int blank = part.IndexOf(' ', StringComparison.Ordinal);
-            if (blank < 0)
-            {
-                yield return part;
-                continue;
-            }
-
-            foreach (string operands in part[blank..].Replace(" ", "", StringComparison.Ordinal).Split('/'))
-            {
-                // "mov sreg,r" and "mov sreg" are the same: nothing but a register or memory is moved there.
-                yield return $"{part[..blank]} {(operands == "sreg,r" ? "sreg" : operands)}";
-            }
-        }
-    }
 
     /// <summary>
     /// Names of an instruction that moves a segment register: with the register, for any of them, and as the MOV that PUSH

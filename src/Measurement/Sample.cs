@@ -28,7 +28,7 @@ public enum SampleStatus : byte
     /// <summary>Measured, but the observed traps are not k × units.</summary>
     TrapMismatch,
 
-    /// <summary>Measured, but the checksum differs from the other strategies'.</summary>
+    /// <summary>Measured, but the checksum differs from the other strategies', and no known hole explains it.</summary>
     ChecksumMismatch,
 
     /// <summary>Not measured: the guest failed or ran out of time. The note says why.</summary>
@@ -39,7 +39,10 @@ public enum SampleStatus : byte
 /// <param name="Round">Round number, from 0.</param>
 /// <param name="Cell">Strategy, workload and k.</param>
 /// <param name="Units">Work units done.</param>
-/// <param name="Traps">Observed exits of the workload's kind (all exits of the region where it has no kind).</param>
+/// <param name="Traps">
+/// Sensitive operations that trapped: observed exits of the workload's kind, by how many of them one operation takes. All exits of
+/// the region where it has no kind.
+/// </param>
 /// <param name="ElapsedNanoseconds">Region time on the engine's clock.</param>
 /// <param name="GuestTscTicks">Region time as the guest itself took it, TSC ticks.</param>
 /// <param name="StealNanoseconds">Time the hypervisor below took from the host's CPUs meanwhile; 0 for computed times.</param>
@@ -61,6 +64,12 @@ public sealed record Sample(
     string Note
 )
 {
+    /// <summary>The mark that the note begins with: what of its guest the engine let through. Null where it was faithful.</summary>
+    public FaithfulnessMark? Mark => FaithfulnessMark.Of(Note);
+
+    /// <summary>Neither measured as expected nor explained by a hole that ends the guest.</summary>
+    public bool IsWrong => Status != SampleStatus.Ok && !(Status == SampleStatus.Failed && Mark?.GuestEnded == true);
+
     /// <summary>Nanoseconds per work unit.</summary>
     public double NanosecondsPerUnit => ElapsedNanoseconds / Units;
 }

@@ -9,7 +9,8 @@ namespace VirtBench.Measurement;
 /// <summary>
 /// Measures every cell of a plan in its order:
 /// <code>
-/// prepare   for each cell: a few units, whose checksum must be that of the other strategies; then calibrate
+/// prepare   for each cell: a few units, whose checksum must be that of the other strategies, unless the image holds
+///           sensitive instructions that its engine lets through, which is marked; then calibrate
 /// sample    for each planned sample: fresh VM, warm up, measure, check traps and checksum, hand to the observer
 /// </code>
 /// A guest that fails makes a failed sample, and the sweep goes on. A guest from which its thread does not come back costs the
@@ -163,25 +164,63 @@ public sealed class Sweep
                 return false;
             }
 
+            MarkHoles(cell, first);
             if (first.Failure is not null)
             {
                 cell.PreparationFailure = first.Failure;
                 continue;
             }
 
-            cell.ChecksumNote = _checksums.Compare(
-                cell.Cell,
-                VerificationWarmUp,
-                VerificationUnits,
-                first.Run!.Result.Checksum
-            );
+            cell.VerificationChecksum = first.Run!.Result.Checksum;
+            cell.ChecksumNote = cell.Mark is null
+                ? _checksums.Compare(cell.Cell, VerificationWarmUp, VerificationUnits, cell.VerificationChecksum)
+                : null;
             if (cell.Units == 0 && !Calibrate(cell, first, cancellation))
             {
                 return false;
             }
         }
 
+        // Now that every faithful engine has had its turn.
+        foreach (CellState cell in _cells.Values.Where(cell => cell is { Mark: not null, PreparationFailure: null }))
+        {
+            cell.Mark = _checksums.Compare(
+                cell.Mark!,
+                cell.Cell,
+                VerificationWarmUp,
+                VerificationUnits,
+                cell.VerificationChecksum
+            );
+        }
+
         return true;
+    }
+
+    /// <summary>
+    /// Marks a cell whose sensitive instructions its engine lets through. A guest that did not come to its end is marked only when
+    /// that is what the hole is said to do: anything else stays an error.
+    /// </summary>
+    private static void MarkHoles(CellState cell, Attempted first)
+    {
+        if (first.Run is not { } run)
+        {
+            return;
+        }
+
+        IReadOnlyList<VirtualizationHole> holes = FaithfulnessMark.HolesIn(
+            cell.Workload,
+            cell.Cell.TrapsPerUnit,
+            cell.Image,
+            run.Capabilities
+        );
+        bool ended = run.Outcome.End == RunEnd.Failed;
+        if (holes.Count > 0 && (first.Failure is null || (ended && holes.Any(hole => hole.EndsGuest))))
+        {
+            cell.Mark = new FaithfulnessMark(
+                [.. holes.Select(hole => hole.Instruction)],
+                ended ? FaithfulnessMark.Ended : null
+            );
+        }
     }
 
     /// <returns>False when cancelled.</returns>
@@ -252,17 +291,19 @@ public sealed class Sweep
 
     private Sample Measured(int round, CellState cell, long warmUp, SampleRun run, MeasuredRegion region)
     {
-        long traps = ObservedTraps(cell.Workload, region.Exits);
-        long expected = cell.Workload.TrapsUnder(run.Capabilities) ? cell.Cell.TrapsPerUnit * cell.Units : 0;
+        int each = cell.Workload.ExitsPerOperation;
+        long exits = ObservedExits(cell.Workload, region.Exits);
+        long expected = cell.Workload.TrapsUnder(run.Capabilities) ? cell.Cell.TrapsPerUnit * cell.Units * each : 0;
         string? trapNote =
-            traps == expected ? null : $"observed {traps} traps, expected {expected} = {ExpectedFrom(cell, expected)}";
-        string? checksumNote =
-            cell.ChecksumNote ?? _checksums.Compare(cell.Cell, warmUp, cell.Units, run.Result.Checksum);
+            exits == expected ? null : $"observed {exits} traps, expected {expected} = {ExpectedFrom(cell, expected)}";
+        string? checksumNote = cell.Mark is null
+            ? cell.ChecksumNote ?? _checksums.Compare(cell.Cell, warmUp, cell.Units, run.Result.Checksum)
+            : null;
         return new Sample(
             round,
             cell.Cell,
             cell.Units,
-            traps,
+            exits / each,
             region.ElapsedNanoseconds,
             run.Result.TscTicks,
             run.Capabilities.ComputedTime ? 0 : run.Disturbance.StealNanoseconds,
@@ -273,7 +314,13 @@ public sealed class Sweep
                 : SampleStatus.Ok,
             string.Join(
                 "; ",
-                new[] { trapNote, checksumNote, run.Capabilities.ComputedTime ? null : Occupied() }.OfType<string>()
+                new[]
+                {
+                    cell.Mark?.ToString(),
+                    trapNote,
+                    checksumNote,
+                    run.Capabilities.ComputedTime ? null : Occupied(),
+                }.OfType<string>()
             )
         );
     }
@@ -292,10 +339,12 @@ public sealed class Sweep
             : $"an abandoned vCPU thread ({string.Join(", ", _abandoned.Keys)}) may have occupied a CPU meanwhile";
 
     private static string ExpectedFrom(CellState cell, long expected) =>
-        expected == 0 ? "none for this strategy and k" : $"{cell.Cell.TrapsPerUnit} × {cell.Units}";
+        expected == 0 ? "none for this strategy and k"
+        : cell.Workload.ExitsPerOperation is > 1 and var each ? $"{each} × {cell.Cell.TrapsPerUnit} × {cell.Units}"
+        : $"{cell.Cell.TrapsPerUnit} × {cell.Units}";
 
     /// <summary>Exits of the workload's kind; all but the markers' own where it has none.</summary>
-    private static long ObservedTraps(Workload workload, LedgerSnapshot exits) =>
+    private static long ObservedExits(Workload workload, LedgerSnapshot exits) =>
         workload.ExpectedTrap is { } kind ? exits[kind] : exits.Counts.Sum() - exits[TrapReason.RegionMarker];
 
     private static Sample Failed(int round, CellState cell, long units, HostDisturbance disturbance, string note) =>
@@ -310,7 +359,7 @@ public sealed class Sweep
             disturbance.InvoluntarySwitches,
             OutlierLabel.None,
             SampleStatus.Failed,
-            note
+            cell.Mark is { Evidence: FaithfulnessMark.Ended } mark ? $"{mark}: {note}" : note
         );
 
     private static List<ExitRecord> Exits(int round, Cell cell, SampleRun run, MeasuredRegion region)
@@ -427,6 +476,12 @@ public sealed class Sweep
 
         /// <summary>What is wrong with its checksum after <see cref="VerificationUnits"/>.</summary>
         public string? ChecksumNote { get; set; }
+
+        /// <summary>Its checksum after these.</summary>
+        public ulong VerificationChecksum { get; set; }
+
+        /// <summary>What of its image its engine lets through; null where it is faithful.</summary>
+        public FaithfulnessMark? Mark { get; set; }
 
         /// <summary>No more samples of this cell.</summary>
         public bool GivenUp { get; set; }

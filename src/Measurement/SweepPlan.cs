@@ -38,7 +38,7 @@ public sealed class SweepPlan
 
     /// <summary>
     /// The samples in order. Cells of simulated strategies appear in round 0 only: their times are computed, and another
-    /// round would only repeat the number.
+    /// round would only repeat the number. Cells of a strategy that emulates guest ring 0 appear in a third of the rounds.
     /// </summary>
     public IReadOnlyList<PlannedSample> Order { get; }
 
@@ -58,7 +58,7 @@ public sealed class SweepPlan
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(rounds, 1);
         var cells = new List<Cell>();
-        var computed = new HashSet<string>();
+        var roundsOf = new Dictionary<string, int>();
         var skipped = new List<SkippedCell>();
         foreach (Strategy strategy in strategies)
         {
@@ -68,19 +68,24 @@ public sealed class SweepPlan
                 continue;
             }
 
-            if (strategy.IsSimulated)
-            {
-                computed.Add(strategy.Id);
-            }
-
+            roundsOf[strategy.Id] = RoundsOf(strategy, rounds);
             foreach (Workload workload in workloads)
             {
                 AddCells(strategy, workload, densities, cells, skipped);
             }
         }
 
-        return new SweepPlan(seed, cells, skipped, Interleave(cells, computed, rounds, seed));
+        return new SweepPlan(seed, cells, skipped, Interleave(cells, roundsOf, rounds, seed));
     }
+
+    /// <summary>
+    /// In how many of a sweep's rounds a strategy takes part. An emulator of ring 0 takes a thousand times as long for a unit as the
+    /// processor, and its times are its own: a third, but two where there are two, so that there is some scatter to see.
+    /// </summary>
+    internal static int RoundsOf(Strategy strategy, int rounds) =>
+        strategy.IsSimulated ? 1
+        : strategy.EmulatesRingZero ? Math.Max(Math.Min(2, rounds), (rounds + 2) / 3)
+        : rounds;
 
     private static void AddCells(
         Strategy strategy,
@@ -96,7 +101,7 @@ public sealed class SweepPlan
                 new SkippedCell(
                     strategy.Id,
                     workload.Id,
-                    $"the measured region executes {workload.SensitiveInstruction}, which {strategy.Id} has no ring 0 for"
+                    $"the measured region needs a ring 0 ({workload.SensitiveInstruction}), and {strategy.Id} has none"
                 )
             );
             return;
@@ -118,7 +123,12 @@ public sealed class SweepPlan
         cells.AddRange(wanted.Except(tooMany).Select(k => new Cell(strategy.Id, workload.Id, k)));
     }
 
-    private static List<PlannedSample> Interleave(List<Cell> cells, HashSet<string> computed, int rounds, ulong seed)
+    private static List<PlannedSample> Interleave(
+        List<Cell> cells,
+        Dictionary<string, int> roundsOf,
+        int rounds,
+        ulong seed
+    )
     {
         var seeds = new SplitMix64(seed);
         var order = new List<PlannedSample>();
@@ -126,7 +136,7 @@ public sealed class SweepPlan
         {
             // A seed for each round: a sweep of more rounds begins with the same ones.
             var random = new SplitMix64(seeds.Next());
-            Cell[] shuffled = [.. cells.Where(cell => round == 0 || !computed.Contains(cell.Strategy))];
+            Cell[] shuffled = [.. cells.Where(cell => round < roundsOf[cell.Strategy])];
             random.Shuffle(shuffled.AsSpan());
             order.AddRange(shuffled.Select(cell => new PlannedSample(round, cell)));
         }

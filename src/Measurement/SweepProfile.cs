@@ -7,14 +7,17 @@ namespace VirtBench.Measurement;
 /// <param name="Densities">Traps per unit, ascending, with the control 0.</param>
 public sealed record SweepProfile(string Name, TimeSpan SampleTime, int Rounds, IReadOnlyList<int> Densities)
 {
-    /// <summary>About a minute for four workloads under trap-and-emulate, native and the simulated strategies.</summary>
-    public static SweepProfile Quick { get; } = new("quick", TimeSpan.FromMilliseconds(50), 15, [0, 1, 2, 4, 8, 16]);
+    /// <summary>
+    /// About a minute for all workloads under every strategy that a host can have. Short samples leave room for rounds, which
+    /// intervals live on.
+    /// </summary>
+    public static SweepProfile Quick { get; } = new("quick", TimeSpan.FromMilliseconds(20), 10, [0, 1, 2, 4, 8, 16]);
 
-    /// <summary>Some five minutes: more densities and rounds.</summary>
+    /// <summary>Some ten minutes: longer samples, more densities and rounds.</summary>
     public static SweepProfile Standard { get; } =
         new("standard", TimeSpan.FromMilliseconds(50), 40, [0, 1, 2, 3, 4, 6, 8, 12, 16]);
 
-    /// <summary>Some forty minutes: long samples and many rounds, for hosts that others use too.</summary>
+    /// <summary>Some three hours: long samples and many rounds, for hosts that others use too.</summary>
     public static SweepProfile Thorough { get; } =
         new("thorough", TimeSpan.FromMilliseconds(200), 100, [0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64]);
 

@@ -3,6 +3,7 @@ using VirtBench.Measurement;
 using VirtBench.Reporting.Runs;
 using VirtBench.Strategies;
 using VirtBench.Strategies.Simulation;
+using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 using VirtBench.Workloads;
@@ -166,13 +167,24 @@ public sealed class RunSession
         return new SessionOutcome(result, ReportWriter.Write(Directory));
     }
 
-    /// <summary>The strategies as the run has them: simulated ones with the cost profile that lies in its directory.</summary>
+    /// <summary>
+    /// The strategies as the run has them: simulated ones with the cost profile that lies in its directory, trap-and-emulate
+    /// with the policy that its manifest names.
+    /// </summary>
     private static IReadOnlyList<Strategy> Strategies(RunDirectory directory)
     {
         string file = directory.At(RunDirectory.CostProfileFile);
+        ShadowPaging? shadow = directory.Manifest.Run.Shadow switch
+        {
+            null => null,
+            var word when Enum.TryParse(word, ignoreCase: true, out ShadowPaging policy) => policy,
+            var word => throw new RunDirectoryException(
+                $"{directory.FullPath} was measured with shadow paging '{word}', which this build does not have."
+            ),
+        };
         try
         {
-            return File.Exists(file) ? StrategyCatalog.With(CostProfile.Load(file)) : StrategyCatalog.All;
+            return StrategyCatalog.With(File.Exists(file) ? CostProfile.Load(file) : CostProfile.Textbook, shadow);
         }
         catch (CostProfileException e)
         {
@@ -210,15 +222,12 @@ public sealed class RunSession
                     .OrderBy(round => round.Key)
                     .Select(round => (IReadOnlyList<Cell>)[.. round.Select(sample => sample.Cell)]),
             ],
-            Strategies =
-            [
-                .. options.Strategies.Select(strategy => new StrategyEntry(
-                    strategy.Id,
-                    strategy.Label,
-                    strategy.IsSimulated,
-                    TimeSource(strategy)
-                )),
-            ],
+            Strategies = [.. options.Strategies.Select(Describe)],
+            Shadow = options
+                .Strategies.OfType<TrapAndEmulateStrategy>()
+                .FirstOrDefault()
+                ?.Shadow.ToString()
+                .ToLowerInvariant(),
             Workloads =
             [
                 .. options.Workloads.Select(workload => new WorkloadEntry(
@@ -234,14 +243,20 @@ public sealed class RunSession
             ],
         };
 
-    private static string TimeSource(Strategy strategy)
+    private static StrategyEntry Describe(Strategy strategy)
     {
         if (strategy.UnavailableReason() is { } reason)
         {
-            return $"not available: {reason}";
+            return new StrategyEntry(strategy.Id, strategy.Label, strategy.IsSimulated, $"not available: {reason}");
         }
 
         using var machine = new VirtualMachine(GuestMemory.MinimumSize, strategy.CreateEngine);
-        return machine.Capabilities.TimeSource;
+        return new StrategyEntry(
+            strategy.Id,
+            strategy.Label,
+            strategy.IsSimulated,
+            machine.Capabilities.TimeSource,
+            [.. machine.Capabilities.Holes.Select(hole => new HoleEntry(hole.Instruction, hole.Effect))]
+        );
     }
 }

@@ -22,6 +22,12 @@ public abstract class Strategy
     /// <summary>True when the guest's ring-0 instructions work under this strategy; false for <c>native</c>.</summary>
     public abstract bool RunsPrivilegedGuests { get; }
 
+    /// <summary>
+    /// True when guest ring 0 runs in an emulator of instructions on this host: measured times are the emulator's, and a unit
+    /// of work takes some thousand times as long.
+    /// </summary>
+    public virtual bool EmulatesRingZero => false;
+
     /// <summary>Why this host cannot run the strategy, in one line that says what to do; null when it can.</summary>
     public abstract string? UnavailableReason();
 

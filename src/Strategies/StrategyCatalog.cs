@@ -10,11 +10,11 @@ public static class StrategyCatalog
     /// <summary>All of them, whether this host can run them or not.</summary>
     public static IReadOnlyList<Strategy> All { get; } = With(CostProfile.Textbook);
 
-    /// <summary>All of them, the simulated ones with this cost profile.</summary>
-    public static IReadOnlyList<Strategy> With(CostProfile profile) =>
+    /// <summary>All of them, the simulated ones with this cost profile, trap-and-emulate with this policy of shadow paging.</summary>
+    public static IReadOnlyList<Strategy> With(CostProfile profile, ShadowPaging? shadow = null) =>
         [
             new NativeStrategy(),
-            new TrapAndEmulateStrategy(),
+            shadow is { } policy ? new TrapAndEmulateStrategy { Shadow = policy } : new TrapAndEmulateStrategy(),
             new HardwareStrategy(),
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),

@@ -29,5 +29,5 @@ public sealed class Compute : SlottedWorkload
     public override int DefaultFiller => 20_000;
 
     /// <inheritdoc/>
-    protected override void EmitSensitive(Assembler a) { }
+    protected override void EmitSensitive(Assembler a, int index) { }
 }

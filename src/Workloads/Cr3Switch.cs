@@ -98,7 +98,7 @@ public sealed class Cr3Switch : SlottedWorkload
     protected override void EmitBefore(Assembler a) => a.mov(rsi, __[rdi + NextOffset]);
 
     /// <summary>Clobbers nothing; the code and rdi mean the same in every space.</summary>
-    protected override void EmitSensitive(Assembler a) => a.mov(cr3, rsi);
+    protected override void EmitSensitive(Assembler a, int index) => a.mov(cr3, rsi);
 
     /// <summary>Reads and writes each page; the checksum takes part in both. Clobbers flags.</summary>
     protected override void EmitAfter(Assembler a)

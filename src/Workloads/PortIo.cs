@@ -42,10 +42,10 @@ public sealed class PortIo : SlottedWorkload
     }
 
     /// <summary>Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a) => a.@out(dx, al);
+    protected override void EmitSensitive(Assembler a, int index) => a.@out(dx, al);
 
     /// <summary>Clobbers rax, rdx and flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a)
+    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
     {
         a.mov(edx, ScratchRegister);
         a.xor(eax, eax);

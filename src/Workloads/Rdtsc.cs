@@ -19,6 +19,9 @@ public sealed class Rdtsc : SlottedWorkload
     public override string? SensitiveInstruction => "rdtsc";
 
     /// <inheritdoc/>
+    public override IReadOnlyList<string> SensitiveNames => ["rdtsc"];
+
+    /// <inheritdoc/>
     public override TrapReason? ExpectedTrap => TrapReason.TimeStampCounter;
 
     /// <inheritdoc/>
@@ -28,5 +31,5 @@ public sealed class Rdtsc : SlottedWorkload
     public override int DefaultFiller => 20_000;
 
     /// <summary>Clobbers rax and rdx, which nothing else in the unit uses.</summary>
-    protected override void EmitSensitive(Assembler a) => a.rdtsc();
+    protected override void EmitSensitive(Assembler a, int index) => a.rdtsc();
 }

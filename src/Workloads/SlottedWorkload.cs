@@ -7,8 +7,8 @@ namespace VirtBench.Workloads;
 
 /// <summary>
 /// The program that every workload with a fixed work unit shares. A unit is cut into <see cref="Workload.MaximumTrapsPerUnit"/>
-/// slots, the same for every k; k of the slots, spread evenly, hold one sensitive instruction each. So k = 16 executes the
-/// filler of k = 0, with the same loops at the same addresses, and nothing but the sensitive instructions differs. In a slot
+/// slots, the same for every k; k of the slots, spread evenly, hold one sensitive operation each. So k = 16 executes the
+/// filler of k = 0, with the same loops at the same addresses, and nothing but the sensitive operations differs. In a slot
 /// without one, redundant prefixes of the next instruction take its place in the code: loops that moved by two bytes have cost
 /// 5 % of a unit, more than 16 untrapped RDTSCs.
 /// </summary>
@@ -16,9 +16,10 @@ namespace VirtBench.Workloads;
 /// <code>
 /// units:  slot 0 … slot S−1          each: before, [sensitive], after, filler
 ///         dec r12; jnz units; ret
-/// entry:  read parameters; set up; run the warm-up units
+/// entry:  read parameters; load the IDT; set up; run the warm-up units
 ///         rdtsc; out 0xB0; run the measured units; out 0xB8; out 0xB4; rdtsc
 ///         fold what is left into the checksum; result block; out 0xF4
+/// system code, a segment of its own: handlers and routines that the operations lead to
 /// </code>
 /// Registers: r14 and rbx the checksum's two halves, r12 units left, r15 units to measure, r13 the TSC at the start, rcx the
 /// filler's inner loops. rax, rdx, rsi, rdi and r8–r11 belong to the workload; rbp is free.
@@ -40,8 +41,11 @@ public abstract class SlottedWorkload : Workload
     // Odd, so that no half starts with the zero that rotations and shifts keep.
     private const ulong ChecksumSeed = 0x9E37_79B9_7F4A_7C15;
 
-    /// <summary>Instructions other than the sensitive one and the filler that each slot executes.</summary>
+    /// <summary>Instructions other than the sensitive ones and the filler that each slot executes.</summary>
     protected virtual int SlotInstructions => 0;
+
+    /// <summary>Instructions of one sensitive operation that stand in the slot; those of system code not counted.</summary>
+    internal virtual int OperationInstructions => 1;
 
     /// <summary>Least value of <see cref="WorkloadOptions.FillerInstructions"/>.</summary>
     public int MinimumFiller => UnitControl + (MaximumTrapsPerUnit * SlotInstructions);
@@ -69,6 +73,9 @@ public abstract class SlottedWorkload : Workload
         Label units = a.CreateLabel("units");
         Label entry = a.CreateLabel("entry");
 
+        var system = new Assembler(64);
+        IReadOnlyList<InterruptGate> gates = EmitSystemCode(system);
+
         // The units loop comes first: the image's base aligns it, whatever is set up behind it.
         a.Label(ref units);
         EmitUnit(a, options);
@@ -78,31 +85,66 @@ public abstract class SlottedWorkload : Workload
 
         a.Label(ref entry);
         ReadParameters(a);
+        if (gates.Count > 0)
+        {
+            a.mov(eax, (uint)SystemArea.IdtPointer);
+            a.lidt(__[rax]);
+        }
+
         EmitSetup(a);
         RunUnits(a, units);
         a.mov(r12, r15);
         BeginRegion(a);
         RunUnits(a, units);
         EndRegion(a);
-        FoldIntoChecksum(a);
+        FoldIntoChecksum(a, options.TrapsPerUnit > 0);
         LeaveResult(a);
 
-        using var code = new MemoryStream();
-        AssemblerResult assembled = a.Assemble(
-            new StreamCodeWriter(code),
-            ImageBase,
-            BlockEncoderOptions.ReturnNewInstructionOffsets
-        );
-        byte[] content = code.ToArray();
+        AssemblerResult assembled = Assemble(a, ImageBase, out ImageSegment code);
+        var segments = new List<ImageSegment> { code };
+        if (system.Instructions.Count > 0)
+        {
+            AssemblerResult handlers = Assemble(system, SystemArea.Code, out ImageSegment systemCode);
+            segments.Add(systemCode);
+            if (gates.Count > 0)
+            {
+                segments.Add(SystemArea.InterruptTable(gates, handlers));
+            }
+        }
+
+        segments.AddRange(DataSegments());
         return new GuestImage(
             $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",
             assembled.GetLabelRIP(entry),
-            [new ImageSegment(ImageBase, content, (ulong)content.Length, Executable: true), .. DataSegments()]
+            segments
         );
     }
 
+    private static AssemblerResult Assemble(Assembler a, ulong address, out ImageSegment segment)
+    {
+        using var code = new MemoryStream();
+        AssemblerResult result = a.Assemble(
+            new StreamCodeWriter(code),
+            address,
+            BlockEncoderOptions.ReturnNewInstructionOffsets
+        );
+        byte[] content = code.ToArray();
+        segment = new ImageSegment(address, content, (ulong)content.Length, Executable: true);
+        return result;
+    }
+
+    /// <summary>
+    /// Code at <see cref="SystemArea.Code"/>, apart from the units: interrupt and system-call handlers, routines that an
+    /// operation calls. What it executes counts to the operation.
+    /// </summary>
+    /// <returns>The gates of the IDT, which is loaded before <see cref="EmitSetup"/> when there is one.</returns>
+    internal virtual IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a) => [];
+
     /// <summary>Runs once before the warm-up. May clobber the workload's registers; must keep r12–r15 and rbx.</summary>
     protected virtual void EmitSetup(Assembler a) { }
+
+    /// <summary>Calls the units, with RSP kept: in another ring where the workload's units belong there.</summary>
+    protected virtual void EmitCall(Assembler a, Label units) => a.call(units);
 
     /// <summary>
     /// Sets the sensitive instruction's operands, before the warm-up and again between the begin marker and the units loop,
@@ -113,14 +155,21 @@ public abstract class SlottedWorkload : Workload
     /// <summary>In every slot, whatever k: what comes before the sensitive instruction.</summary>
     protected virtual void EmitBefore(Assembler a) { }
 
-    /// <summary>The sensitive instruction alone: exactly one instruction. Its result must not get into r14 or rbx.</summary>
-    protected abstract void EmitSensitive(Assembler a);
+    /// <summary>
+    /// One sensitive operation: <see cref="OperationInstructions"/> instructions, of the same length whatever
+    /// <paramref name="index"/>. It keeps r14 and rbx.
+    /// </summary>
+    /// <param name="a">Where to.</param>
+    /// <param name="index">How many of the unit's sensitive operations come before this one.</param>
+    protected abstract void EmitSensitive(Assembler a, int index);
 
     /// <summary>In every slot, whatever k: what follows the sensitive instruction's place.</summary>
     protected virtual void EmitAfter(Assembler a) { }
 
-    /// <summary>After the region: adds what the sensitive instructions have left somewhere to r14.</summary>
-    protected virtual void FoldIntoChecksum(Assembler a) { }
+    /// <summary>After the region: adds what the sensitive operations have left somewhere to r14.</summary>
+    /// <param name="a">Where to.</param>
+    /// <param name="afterSensitive">k is at least 1; the control executes no sensitive instruction here either.</param>
+    protected virtual void FoldIntoChecksum(Assembler a, bool afterSensitive) { }
 
     /// <summary>Segments besides the code.</summary>
     protected virtual IEnumerable<ImageSegment> DataSegments() => [];
@@ -134,13 +183,14 @@ public abstract class SlottedWorkload : Workload
         int slots = MaximumTrapsPerUnit;
         int filler = options.FillerInstructions - MinimumFiller;
         int padding = SensitiveLength();
+        int index = 0;
         for (int slot = 0; slot < slots; slot++)
         {
             EmitBefore(a);
             bool holds = HoldsSensitive(slot, slots, options.TrapsPerUnit);
             if (holds)
             {
-                EmitSensitive(a);
+                EmitSensitive(a, index++);
             }
 
             EmitAfter(a);
@@ -148,11 +198,11 @@ public abstract class SlottedWorkload : Workload
         }
     }
 
-    /// <summary>Bytes of the sensitive instruction; 0 when there is none.</summary>
+    /// <summary>Bytes of the sensitive operation in the slot; 0 when there is none.</summary>
     private int SensitiveLength()
     {
         var a = new Assembler(64);
-        EmitSensitive(a);
+        EmitSensitive(a, 0);
         using var code = new MemoryStream();
         a.Assemble(new StreamCodeWriter(code), ImageBase);
         return (int)code.Length;
@@ -259,7 +309,7 @@ public abstract class SlottedWorkload : Workload
         LoadOperands(a);
         a.test(r12, r12);
         a.jz(none);
-        a.call(units);
+        EmitCall(a, units);
         a.Label(ref none);
         a.nop();
     }

@@ -28,8 +28,20 @@ public abstract class Workload
     /// <summary>The sensitive instruction as an assembler writes it, or null when there is none (<c>compute</c>).</summary>
     public abstract string? SensitiveInstruction { get; }
 
-    /// <summary>How the ledger counts the sensitive instruction's traps; null when there is none.</summary>
+    /// <summary>
+    /// What the sensitive instructions are called among an engine's holes (<see cref="VirtualizationHole.Names"/>). An engine
+    /// that lists one of them does not run this workload faithfully, unless k = 0.
+    /// </summary>
+    public virtual IReadOnlyList<string> SensitiveNames => [];
+
+    /// <summary>True when the units run in ring 3, where an engine may have holes that ring 0 does not have.</summary>
+    public virtual bool RunsInUserMode => false;
+
+    /// <summary>How the ledger counts the sensitive operation's traps; null when nothing of it ever traps.</summary>
     public abstract TrapReason? ExpectedTrap { get; }
+
+    /// <summary>Exits of that kind that one operation takes where it traps. Exits of other kinds may accompany them.</summary>
+    public virtual int ExitsPerOperation => 1;
 
     /// <summary>True when the region executes instructions that ring 3 may not; such a workload cannot run natively.</summary>
     public abstract bool NeedsPrivilege { get; }
@@ -40,15 +52,24 @@ public abstract class Workload
     /// <summary>Filler instructions per unit in the standard sweep.</summary>
     public abstract int DefaultFiller { get; }
 
-    /// <summary>Whether, under an engine with these capabilities, each sensitive instruction is expected to trap.</summary>
+    /// <summary>
+    /// Whether, under an engine with these capabilities, each sensitive operation is expected to trap: not where one of its
+    /// instructions falls through a hole.
+    /// </summary>
     public virtual bool TrapsUnder(EngineCapabilities capabilities) =>
         ExpectedTrap switch
         {
             null => false,
             TrapReason.TimeStampCounter => capabilities.TrapsTimeStampCounter,
             TrapReason.PortIo or TrapReason.Mmio or TrapReason.Halt => true, // the devices are the VMM's under every engine
-            _ => capabilities.TrapsPrivilegedInstructions,
+            _ => capabilities.TrapsPrivilegedInstructions && !HolesUnder(capabilities).Any(),
         };
+
+    /// <summary>The holes of an engine that this workload's sensitive instructions fall through when k is at least 1.</summary>
+    public IEnumerable<VirtualizationHole> HolesUnder(EngineCapabilities capabilities) =>
+        capabilities.Holes.Where(hole =>
+            (RunsInUserMode || !hole.InUserModeOnly) && hole.Names.Any(SensitiveNames.Contains)
+        );
 
     /// <summary>Assembles the program.</summary>
     /// <exception cref="ArgumentOutOfRangeException">k or the filler does not fit; the message says the limits.</exception>

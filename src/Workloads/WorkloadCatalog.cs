@@ -4,7 +4,23 @@ namespace VirtBench.Workloads;
 public static class WorkloadCatalog
 {
     /// <summary>All of them.</summary>
-    public static IReadOnlyList<Workload> All { get; } = [new Compute(), new Rdtsc(), new PortIo(), new Cr3Switch()];
+    public static IReadOnlyList<Workload> All { get; } =
+    [
+        new Compute(),
+        new Rdtsc(),
+        new PortIo(),
+        new Cr3Switch(),
+        new InterruptFlag(),
+        new Popf(),
+        new CpuidQuery(),
+        new DescriptorTables(),
+        new Syscall(),
+        new PageFault(),
+        new PteUpdate(),
+        new TimerInterrupt(),
+        new SelfModifying(),
+        new MiniOs(),
+    ];
 
     /// <summary>The workload with this id, or null.</summary>
     public static Workload? Find(string id) => All.FirstOrDefault(workload => workload.Id == id);

@@ -123,7 +123,7 @@ public sealed class HoleScanTests
     [InlineData("push fs/gs", "push fs", "push gs")]
     [InlineData("mov sreg / pop fs/gs", "mov sreg", "pop fs", "pop gs")]
     public void A_hole_may_cover_several_instructions(string hole, params string[] names) =>
-        Assert.Equal(names, HoleScan.Names(new VirtualizationHole(hole, "")));
+        Assert.Equal(names, new VirtualizationHole(hole, "").Names);
 
     [Fact]
     public void Moves_of_segment_registers_are_found_by_register_or_all_at_once()

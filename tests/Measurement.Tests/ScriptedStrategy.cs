@@ -47,6 +47,10 @@ internal sealed class ScriptedStrategy(string id) : Strategy
     public static ScriptedStrategy Native() =>
         new("native") { Capabilities = new EngineCapabilities { TimeSource = "measured: scripted" } };
 
+    public bool Emulates { get; init; }
+
+    public override bool EmulatesRingZero => Emulates;
+
     public override string? UnavailableReason() => Unavailable;
 
     public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
@@ -83,7 +87,15 @@ internal sealed class ScriptedMachines
         double elapsed = (units * UnitNanoseconds) + (traps * TrapNanoseconds) + 3_000;
         var run = new SampleRun(
             new RunOutcome(RunEnd.Exited, 0, null),
-            [Region(Workload.MeasuredRegionId, (ulong)units, elapsed, workload.ExpectedTrap, traps)],
+            [
+                Region(
+                    Workload.MeasuredRegionId,
+                    (ulong)units,
+                    elapsed,
+                    workload.ExpectedTrap,
+                    traps * workload.ExitsPerOperation
+                ),
+            ],
             new WorkloadResult((ulong)((warmUp * 1_000_003) + units), (ulong)(elapsed * 2)),
             scripted.Capabilities,
             TicksPerSecond,

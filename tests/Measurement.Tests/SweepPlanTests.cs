@@ -72,11 +72,26 @@ public sealed class SweepPlanTests
         );
     }
 
+    [Theory]
+    [InlineData(1, 1)]
+    [InlineData(2, 2)]
+    [InlineData(6, 2)]
+    [InlineData(10, 4)]
+    [InlineData(100, 34)]
+    public void An_emulator_of_ring_0_takes_part_in_a_third_of_the_rounds_but_in_two(int rounds, int expected)
+    {
+        Strategy[] strategies = [Strategies[0], new ScriptedStrategy("hardware") { Emulates = true }];
+        SweepPlan plan = SweepPlan.Create(strategies, [new Rdtsc()], [0, 1], rounds, 1);
+        Assert.Equal(2 * expected, plan.Order.Count(sample => sample.Cell.Strategy == "hardware"));
+        Assert.Equal(2 * rounds, plan.Order.Count(sample => sample.Cell.Strategy == "trap-and-emulate"));
+    }
+
     [Fact]
     public void No_cell_prefers_a_place_in_the_round()
     {
-        // 400 rounds of 36 cells: each place expects 400/36 ≈ 11 visits of a cell; 40 or none at all would be no shuffle.
-        SweepPlan plan = SweepPlan.Create([Strategies[0]], WorkloadCatalog.All, [0, 1, 2, 4, 8, 16], 400, 7);
+        // 400 rounds of 24 cells: each place expects 400/24 ≈ 17 visits of a cell; 50 or none at all would be no shuffle.
+        Workload[] four = [.. WorkloadCatalog.All.Take(4)];
+        SweepPlan plan = SweepPlan.Create([Strategies[0]], four, [0, 1, 2, 4, 8, 16], 400, 7);
         var visits = new Dictionary<(Cell, int), int>();
         foreach (IGrouping<int, PlannedSample> round in plan.Order.GroupBy(sample => sample.Round))
         {

@@ -270,4 +270,261 @@ public sealed class EventDeliveryTests : IDisposable
             (_guest.Memory.Read<ulong>(GuestMachine.Data), _guest.Memory.Read<ulong>(GuestMachine.Data + 8))
         );
     }
+
+    // ------------------------------------------------------------------------------------------------ privilege and stacks
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void From_ring_3_an_error_code_is_pushed_below_the_frame_on_the_new_stack(bool interruptStack)
+    {
+        _guest.EnterRing3();
+        _guest.Gate(Vector.GeneralProtection, Handler, stack: interruptStack ? 3 : 0);
+        _guest.Delivery.Deliver(GuestEvent.Exception(Vector.GeneralProtection, 0x18));
+        ulong top = interruptStack ? InterruptStack3 : RingStack;
+        Assert.Equal((top - 48, 0, (ushort)0), (Cpu.Rsp, Cpu.Cpl, Cpu.Ss.Selector));
+        Assert.Equal(
+            [0x18, 0x10_0123, GuestMachine.UserCode, 0x202 | Rflags.Rf, GuestMachine.Stack + 4, GuestMachine.UserData],
+            Frame(6)
+        );
+    }
+
+    [Fact]
+    public void Each_interrupt_stack_of_the_task_state_is_its_own()
+    {
+        for (int stack = 1; stack <= 7; stack++)
+        {
+            ulong top = 0x17_0000 + ((ulong)stack * 0x1000);
+            _guest.Memory.Write(GuestMachine.TaskState + 36 + ((ulong)(stack - 1) * 8), top);
+            _guest.Gate(0x20, Handler, stack: stack);
+            _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+            Assert.Equal(top - 40, Cpu.Rsp);
+        }
+    }
+
+    [Fact]
+    public void Ring_1_and_2_have_stacks_of_their_own_in_the_task_state()
+    {
+        const ulong stack1 = 0x17_0000;
+        _guest.EnterRing3();
+        _guest.Memory.Write(GuestMachine.TaskState + 12, stack1);
+        _guest.Descriptor(GuestMachine.Code32, 0x00AF_BA00_0000_FFFF); // 64-bit code of ring 1
+        _guest.Gate(0x20, Handler, GuestMachine.Code32);
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((stack1 - 40, 1, (ushort)1), (Cpu.Rsp, Cpu.Cpl, Cpu.Ss.Selector));
+    }
+
+    /// <summary>The tables are read with supervisor rights, whoever is interrupted (SDM vol. 3A, section 4.6.1).</summary>
+    [Fact]
+    public void Ring_3_needs_no_right_to_the_tables_that_deliver_its_events()
+    {
+        _guest.EnterRing3();
+        ulong directory = PhysicalLayout.PageTables + 0x2000;
+        _guest.Memory.Write(directory, _guest.Memory.Read<ulong>(directory) & ~Pte.User);
+        _guest.Gate(Vector.DivideError, Handler);
+        _guest.Delivery.Deliver(GuestEvent.Exception(Vector.DivideError));
+        Assert.Equal((Handler, 0), (Cpu.Rip, Cpu.Cpl));
+    }
+
+    [Fact]
+    public void A_fault_of_reading_a_table_is_a_supervisors_even_from_ring_3()
+    {
+        _guest.EnterRing3();
+        _guest.Memory.Write(GuestMachine.TaskState + 4, 0x5000_0000UL); // no such stack
+        _guest.Gate(0x20, 0x10_5000);
+        _guest.Gate(Vector.PageFault, Handler, stack: 3);
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((Handler, 0x5000_0000UL - 40), (Cpu.Rip, Cpu.Cr2));
+        Assert.Equal([PageFaultError.Write, 0x10_0123], Frame(2));
+    }
+
+    // ------------------------------------------------------------------------------------------------ external interrupts
+
+    [Fact]
+    public void An_external_interrupt_pushes_the_flags_it_found_and_no_error_code()
+    {
+        _guest.Gate(14, Handler); // an interrupt with the number of an exception is still an interrupt
+        Cpu.Rflags = 0x202 | Rflags.Tf;
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(14));
+        Assert.Equal([0x10_0123, 0x08, 0x202 | Rflags.Tf, GuestMachine.Stack + 4, 0x10], Frame(5));
+        Assert.Equal((2UL, 0UL), (Cpu.Rflags, Cpu.Cr2));
+    }
+
+    [Theory]
+    [InlineData(0x8E, 0UL)]
+    [InlineData(0x8F, Rflags.If)]
+    public void An_interrupt_gate_closes_the_interrupt_flag_and_a_trap_gate_leaves_it(int type, ulong flag)
+    {
+        _guest.Gate(0x20, Handler, type: type);
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal(flag, Cpu.Rflags & Rflags.If);
+        Assert.Equal(Rflags.If, Frame(3)[2] & Rflags.If);
+    }
+
+    [Fact]
+    public void The_instruction_behind_a_hlt_is_where_its_interrupt_returns_to()
+    {
+        _guest.Gate(0x20, Handler);
+        Assert.Equal(Emulation.EmulationResult.Halted, _guest.Execute(a => a.hlt()));
+        Cpu.Halted = true;
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((false, 0x10_0124UL), (Cpu.Halted, Frame(1)[0]));
+    }
+
+    // ------------------------------------------------------------------------------------------------ faults of a delivery
+
+    /// <summary>What is delivered, what its delivery raises, and what arrives in the end: SDM vol. 3A, table 6-5.</summary>
+    [Theory]
+    [InlineData("#UD", "contributory", Vector.SegmentNotPresent)]
+    [InlineData("#UD", "page fault", Vector.PageFault)]
+    [InlineData("#GP", "contributory", Vector.DoubleFault)]
+    [InlineData("#GP", "page fault", Vector.PageFault)]
+    [InlineData("#DE", "contributory", Vector.DoubleFault)]
+    [InlineData("#TS", "contributory", Vector.DoubleFault)]
+    [InlineData("#SS", "contributory", Vector.DoubleFault)]
+    [InlineData("#PF", "contributory", Vector.DoubleFault)]
+    [InlineData("#PF", "page fault", Vector.DoubleFault)]
+    [InlineData("#AC", "contributory", Vector.SegmentNotPresent)]
+    [InlineData("#DB", "page fault", Vector.PageFault)]
+    [InlineData("interrupt", "contributory", Vector.SegmentNotPresent)]
+    [InlineData("interrupt", "page fault", Vector.PageFault)]
+    [InlineData("INT n", "contributory", Vector.SegmentNotPresent)]
+    [InlineData("INT n", "page fault", Vector.PageFault)]
+    public void Two_events_in_a_row_are_delivered_one_by_one_or_as_a_double_fault(
+        string first,
+        string then,
+        byte arrives
+    )
+    {
+        GuestEvent guestEvent = first switch
+        {
+            "#UD" => GuestEvent.Exception(Vector.InvalidOpcode),
+            "#DE" => GuestEvent.Exception(Vector.DivideError),
+            "#TS" => GuestEvent.Exception(Vector.InvalidTss, 0x40),
+            "#SS" => GuestEvent.Exception(Vector.StackFault),
+            "#GP" => GuestEvent.Exception(Vector.GeneralProtection, 0x18),
+            "#PF" => GuestEvent.PageFault(0x1234, 2),
+            "#AC" => GuestEvent.Exception(Vector.AlignmentCheck),
+            "#DB" => GuestEvent.Exception(Vector.Debug),
+            "INT n" => GuestEvent.SoftwareInterrupt(0x80, 2),
+            _ => GuestEvent.Interrupt(0x20),
+        };
+        foreach (byte vector in (byte[])[Vector.DoubleFault, Vector.SegmentNotPresent, Vector.PageFault])
+        {
+            _guest.Gate(vector, Handler + (vector * 16UL));
+        }
+
+        bool isPageFault = then == "page fault";
+        NoInterruptStack(2);
+        _guest.Gate(guestEvent.Number, 0x10_5000, type: isPageFault ? 0x8E : 0x0E, stack: isPageFault ? 2 : 0);
+
+        _guest.Delivery.Deliver(guestEvent);
+
+        Assert.Equal(Handler + (arrives * 16UL), Cpu.Rip);
+        uint external = guestEvent.Kind == GuestEventKind.SoftwareInterrupt ? 0u : 1;
+        ulong errorCode = arrives switch
+        {
+            Vector.DoubleFault => 0,
+            Vector.PageFault => PageFaultError.Write,
+            _ => ((uint)guestEvent.Number * 8) | 2 | external,
+        };
+        Assert.Equal([errorCode, 0x10_0123], Frame(2)); // the instruction that all of it is about
+    }
+
+    [Fact]
+    public void A_chain_of_faults_becomes_a_double_fault_only_where_two_neighbours_do()
+    {
+        // an interrupt without a gate, #NP on no stack, #PF without a gate: benign, then in a row, then a double fault
+        NoInterruptStack(2);
+        _guest.Gate(0x20, 0x10_5000, type: 0x0E);
+        _guest.Gate(Vector.SegmentNotPresent, 0x10_5000, stack: 2);
+        _guest.Gate(Vector.PageFault, 0x10_5000, type: 0x0E);
+        _guest.Gate(Vector.DoubleFault, Handler, stack: 3);
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((Handler, 0x5000_0000UL - 48), (Cpu.Rip, Cpu.Cr2));
+        Assert.Equal([0, 0x10_0123], Frame(2));
+    }
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Any_fault_of_delivering_a_double_fault_is_the_guests_end(bool isPageFault)
+    {
+        NoInterruptStack(2);
+        _guest.Gate(Vector.GeneralProtection, 0x10_5000, type: 0x0E);
+        _guest.Gate(Vector.DoubleFault, Handler, type: isPageFault ? 0x8E : 0x0E, stack: isPageFault ? 2 : 0);
+        GuestFailureException end = Assert.Throws<GuestFailureException>(() =>
+            _guest.Delivery.Deliver(GuestEvent.Exception(Vector.GeneralProtection))
+        );
+        Assert.StartsWith("triple fault: #GP", end.Message, StringComparison.Ordinal);
+    }
+
+    // ------------------------------------------------------------------------------------------------ bad guests
+
+    [Fact]
+    public void A_stack_pointer_that_is_not_canonical_raises_SS_on_another_stack()
+    {
+        Cpu.Rsp = 0x0001_0000_0000_0000;
+        _guest.Gate(0x20, 0x10_5000);
+        _guest.Gate(Vector.StackFault, Handler, stack: 3);
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((Handler, InterruptStack3 - 48), (Cpu.Rip, Cpu.Rsp));
+        Assert.Equal([1, 0x10_0123], Frame(2)); // EXT: the program has not done it
+        Assert.Equal(0x0001_0000_0000_0000UL, Frame(5)[4]);
+    }
+
+    [Theory]
+    [InlineData((0x20 * 16) + 15, true)]
+    [InlineData((0x20 * 16) + 14, false)]
+    [InlineData((0x20 * 16) - 1, false)]
+    public void A_gate_counts_when_all_of_it_is_within_the_limit(ushort limit, bool counts)
+    {
+        _guest.Gate(0x20, Handler);
+        _guest.Gate(Vector.GeneralProtection, 0x10_5000);
+        Cpu.Idtr = Cpu.Idtr with { Limit = limit };
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal(counts ? Handler : 0x10_5000, Cpu.Rip);
+        Assert.Equal(counts ? 0x10_0123u : (0x20 * 8) | 3ul, Frame(1)[0]);
+    }
+
+    [Theory]
+    [InlineData(0x5000_0000UL, "the gate cannot be read at")] // not mapped
+    [InlineData(0x3000_0000UL, "the gate has type")] // mapped, but there is no RAM: all ones
+    public void An_IDT_that_is_nowhere_is_the_guests_end(ulong idt, string why)
+    {
+        Cpu.Idtr = new DescriptorTable(idt, 0xFFF);
+        GuestFailureException end = Assert.Throws<GuestFailureException>(() =>
+            _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20))
+        );
+        Assert.Contains(why, end.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void Page_tables_outside_RAM_are_the_guests_end_when_an_event_needs_them()
+    {
+        _guest.Gate(0x20, Handler);
+        Cpu.Cr3 = 0xFF_FFFF_F000;
+        GuestFailureException end = Assert.Throws<GuestFailureException>(() =>
+            _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20))
+        );
+        Assert.StartsWith("triple fault: interrupt 0x20", end.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_frame_pushed_over_the_page_tables_that_map_it_is_pushed_whole()
+    {
+        // The guest's stack is its own page directory: the selector in the frame replaces the entry that maps everything.
+        const ulong directory = PhysicalLayout.PageTables + 0x2000;
+        _guest.Gate(0x20, Handler);
+        Cpu.Rsp = directory + 0x28;
+        _guest.Delivery.Deliver(GuestEvent.Interrupt(0x20));
+        Assert.Equal((Handler, directory - 8), (Cpu.Rip, Cpu.Rsp));
+        Assert.Equal([0x10_0123, 0x08, 0x202, directory + 0x28, 0x10], Frame(5));
+        Translation handler = PageWalker.Walk(Cpu, _guest.Memory, Handler, PageAccess.Execute);
+        Assert.Equal((true, PageFaultError.Fetch), (handler.Fault, handler.ErrorCode));
+    }
+
+    /// <summary>The task state has no such stack: it names an address that nothing maps.</summary>
+    private void NoInterruptStack(int stack) =>
+        _guest.Memory.Write(GuestMachine.TaskState + 36 + ((ulong)(stack - 1) * 8), 0x5000_0000UL);
 }

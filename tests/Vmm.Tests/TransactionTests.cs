@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Iced.Intel;
 using VirtBench.Tests;
 using VirtBench.Vmm.Boot;
@@ -151,6 +150,16 @@ public sealed class TransactionTests
             a => a.iretq(),
             Popped(GuestMachine.Code, GuestMachine.AbsentCode, 0x246, Page, GuestMachine.KernelData)
         ),
+        ["iretq whose frame begins where there is no RAM"] = Emulated(
+            a => a.iretq(),
+            m =>
+            {
+                _ = m.Map(Page, NoRam);
+                m.Memory.Write(Second, (ulong)GuestMachine.KernelCode);
+                m.Memory.Write(Second + 24, (ulong)GuestMachine.KernelData);
+                m.Cpu.Rsp = Page + 0xFF8;
+            }
+        ),
         ["retf"] = Emulated(a => a.db(0x48, 0xCB), Popped(GuestMachine.Code, GuestMachine.KernelCode)),
         ["retf to ring 3"] = Emulated(
             a => a.db(0x48, 0xCB),
@@ -267,6 +276,42 @@ public sealed class TransactionTests
         Assert.True(fetched > 1);
     }
 
+    [Fact]
+    public void The_engine_hears_of_changes_when_they_are_committed_and_never_of_what_was_undone()
+    {
+        using var machine = new GuestMachine();
+        using var transaction = new Transaction(
+            machine.Cpu,
+            machine.Memory.Attach(new TransientPager()),
+            machine.Engine,
+            machine.Absent
+        );
+        machine.Engine.Calls.Clear();
+        transaction.Begin();
+        transaction.SaveLazyState();
+        transaction.LoadLazyState();
+        transaction.SaveLazyState(); // the CPU's is the newest now
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        Assert.Equal(["save"], machine.Engine.Calls);
+        transaction.RollBack();
+        transaction.Commit();
+        Assert.Equal(["save"], machine.Engine.Calls);
+
+        transaction.Begin();
+        transaction.LoadLazyState();
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        transaction.CommitRepetition();
+        Assert.Equal(["save", "load", "switch", "invalidate 1000"], machine.Engine.Calls);
+        transaction.SwitchAddressSpace();
+        transaction.RollBack();
+        transaction.Commit();
+        transaction.Commit();
+        Assert.Equal(4, machine.Engine.Calls.Count);
+        Assert.Equal(1, transaction.Repetitions);
+    }
+
     private sealed record Outcome(string What, string Cpu, ulong Memory, string Ports, string Engine, long Unclaimed);
 
     private static Outcome Run(Case test, TransientPager? pager)
@@ -294,23 +339,32 @@ public sealed class TransactionTests
         machine.Emulator.Transaction = transaction;
         string what = transaction is null ? Act(test, machine) : ActInTransaction(test, machine, transaction);
         fetched = absent?.Fetched ?? 0;
-        byte[] memory = new byte[GuestMachine.RamSize];
-        machine.Memory.Read(0, memory);
+        ulong memory = Hash(machine.Memory);
         source?.Dispose();
         return new Outcome(
             what,
             StateDump.Of(machine.Cpu),
-            Hash(memory),
+            memory,
             string.Join(',', machine.PortLog),
             string.Join(',', machine.Engine.Calls.Where(call => call != "save")),
             machine.Absent.UnclaimedAccesses
         );
     }
 
-    private static ulong Hash(ReadOnlySpan<byte> memory)
+    /// <summary>Of all that lies somewhere: what is between is never touched, and would only be filled with zeros.</summary>
+    private static ulong Hash(GuestMemory memory) =>
+        Hash(memory, 0, 0x20_0000) ^ ulong.RotateLeft(Hash(memory, 0x30_0000, 0x1_0000), 1);
+
+    private static unsafe ulong Hash(GuestMemory memory, ulong address, int length)
     {
+        if (memory.Pager is DeferredPager)
+        {
+            memory.Read(address, new byte[length]); // fetches it
+        }
+
+        // Not by a read that would be counted as a touch.
         ulong hash = 0;
-        foreach (ulong word in MemoryMarshal.Cast<byte, ulong>(memory))
+        foreach (ulong word in new ReadOnlySpan<ulong>(memory.Base + address, length / sizeof(ulong)))
         {
             hash = ulong.RotateLeft((hash ^ word) * 0x9E37_79B9_7F4A_7C15, 29);
         }
@@ -340,6 +394,8 @@ public sealed class TransactionTests
     private static string ActInTransaction(Case test, GuestMachine machine, Transaction transaction)
     {
         string before = StateDump.Of(machine.Cpu);
+        bool comes = machine.Memory.Pager is DeferredPager; // RAM changes by what is fetched
+        ulong memoryBefore = comes ? 0 : Hash(machine.Memory);
         transaction.Begin();
         while (true)
         {
@@ -351,10 +407,17 @@ public sealed class TransactionTests
             }
             catch (HostPageAbsentException absent)
             {
+                long asked = machine.Absent.UnclaimedAccesses;
                 transaction.RollBack();
+                if (test.DataAccess)
+                {
+                    Assert.Equal(asked, machine.Absent.UnclaimedAccesses); // no device will be asked twice
+                }
+
                 if (transaction.Repetitions == 0)
                 {
                     Assert.Equal(before, StateDump.Of(machine.Cpu));
+                    Assert.Equal(memoryBefore, comes ? 0 : Hash(machine.Memory));
                     Assert.Empty(machine.PortLog);
                     Assert.DoesNotContain(machine.Engine.Calls, call => call != "save");
                 }

@@ -489,6 +489,70 @@ public sealed class VirtualMachineTests : IDisposable
         Assert.Equal(0xE6, vm.Memory.Read<byte>(Code)); // the thread that is still inside may read it too
     }
 
+    // ------------------------------------------------------------------- page tables of bad guests
+
+    /// <summary>
+    /// An entry of the root that points at the root: the tables are pages of the address space themselves, writable. The engine
+    /// keeps them read-only, so the core makes the writes.
+    /// </summary>
+    [Theory]
+    [InlineData(0x3F_0000_0000UL, true)] // outside RAM
+    [InlineData(0x20_0000UL, false)]
+    public void A_page_table_that_maps_itself_writable_is_changed_as_hardware_would(ulong target, bool faults)
+    {
+        const int self = 256;
+        const ulong root = PhysicalLayout.PageTables;
+        const ulong rights = Pte.Present | Pte.Writable;
+        VirtualMachine vm = Boot([0x48, 0x89, 0x07, 0xE6, 0xF4]); // mov [rdi], rax; out 0xF4, al
+        vm.Memory.Write(root + (self * 8), root | rights);
+        ulong window =
+            (0xFFFFUL << 48) | ((ulong)self << 39) | ((ulong)self << 30) | ((ulong)self << 21) | ((ulong)self << 12);
+        vm.Cpu[Gpr.Rdi] = window + (100 * 8);
+        vm.Cpu.Rax = target | rights;
+        _engine.MapAnswer = MapResult.Emulate;
+        Fault(window + (100 * 8), PageAccess.Write);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(target | rights, vm.Memory.Read<ulong>(root + (100 * 8)));
+        Assert.Equal(Pte.Accessed | Pte.Dirty, vm.Memory.Read<ulong>(root + (self * 8)) & (Pte.Accessed | Pte.Dirty));
+        Translation through = PageWalker.Walk(vm.Cpu, vm.Memory, 100UL << 39, PageAccess.Read);
+        Assert.True(through.Fault); // what is in RAM there is empty
+        Assert.Equal(faults ? PageFaultError.Protection | PageFaultError.Reserved : 0, through.ErrorCode);
+    }
+
+    /// <summary>A write to an entry that is on the way to itself: Accessed and Dirty are set first, then overwritten.</summary>
+    [Fact]
+    public void A_write_to_the_entry_that_maps_it_wins_over_its_own_dirty_bit()
+    {
+        const int self = 256;
+        const ulong root = PhysicalLayout.PageTables;
+        const ulong rights = Pte.Present | Pte.Writable;
+        VirtualMachine vm = Boot([0x48, 0x89, 0x07, 0xE6, 0xF4]);
+        vm.Memory.Write(root + (self * 8), root | rights);
+        ulong window =
+            (0xFFFFUL << 48) | ((ulong)self << 39) | ((ulong)self << 30) | ((ulong)self << 21) | ((ulong)self << 12);
+        vm.Cpu[Gpr.Rdi] = window + (self * 8);
+        vm.Cpu.Rax = 0;
+        _engine.MapAnswer = MapResult.Emulate;
+        Fault(window + (self * 8), PageAccess.Write);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(0UL, vm.Memory.Read<ulong>(root + (self * 8)));
+        Assert.True(PageWalker.Walk(vm.Cpu, vm.Memory, window, PageAccess.Read).Fault);
+    }
+
+    [Fact]
+    public void A_table_outside_RAM_gives_the_guest_a_page_fault_with_reserved_bits()
+    {
+        VirtualMachine vm = Boot([0xE6, 0xF4]);
+        Handler(vm, Vector.PageFault);
+        vm.Memory.Write(PhysicalLayout.PageTables + 8, 0xFF_0000_0000 | Pte.Present);
+        Fault(0x80_0000_0123, PageAccess.Read);
+        Assert.Equal(RunEnd.Exited, Run(vm).End);
+        Assert.Equal(
+            (0x80_0000_0123UL, (ulong)(PageFaultError.Protection | PageFaultError.Reserved)),
+            (vm.Cpu.Cr2, vm.Memory.Read<ulong>(vm.Cpu.Rsp))
+        );
+    }
+
     private void Port(ushort port, PageAccess access, byte size, uint count, nint data, Action? before = null) =>
         _engine.Script.Enqueue(_ =>
         {

@@ -9,7 +9,7 @@ namespace VirtBench.Workloads.Tests;
 /// Executes a workload's program one instruction at a time and counts: an oracle that shares nothing with the engines but
 /// the page walker. It knows the instructions that workloads use and no others.
 /// </summary>
-internal sealed class ReferenceMachine : IDisposable
+internal sealed partial class ReferenceMachine : IDisposable
 {
     private const ulong BootParameters = PhysicalLayout.BootInfo + 56;
 
@@ -22,10 +22,13 @@ internal sealed class ReferenceMachine : IDisposable
     private byte _scratch;
     private int _switches;
 
-    /// <summary>Instructions executed between the markers, both markers left out.</summary>
+    /// <summary>Instructions executed between the markers, both markers and system code left out.</summary>
     public long RegionInstructions { get; private set; }
 
-    /// <summary>Of these, the sensitive ones: rdtsc, mov to CR3, out to anything but the measurement ports.</summary>
+    /// <summary>
+    /// Sensitive operations between the markers: rdtsc, mov to CR3, out to the scratch register, sti and cli, popf, cpuid, sidt and
+    /// sgdt, syscall, invlpg, a page fault, a halt, a store into code.
+    /// </summary>
     public long RegionSensitive { get; private set; }
 
     public ulong UnitsReported { get; private set; }
@@ -88,7 +91,24 @@ internal sealed class ReferenceMachine : IDisposable
 
     private void Step()
     {
+        PassTime();
         ulong rip = _cpu.Rip;
+        try
+        {
+            Step(rip);
+        }
+        catch (GuestPageFaultException fault)
+        {
+            _cpu.Rip = rip;
+            Sensitive();
+            _cpu.Cr2 = fault.Address;
+            Deliver(Vector.PageFault, fault.ErrorCode);
+            RegionInstructions += _inRegion ? 1 : 0;
+        }
+    }
+
+    private void Step(ulong rip)
+    {
         if (!_decoded.TryGetValue(rip, out Instruction i))
         {
             byte[] bytes = new byte[15];
@@ -99,13 +119,18 @@ internal sealed class ReferenceMachine : IDisposable
         }
 
         _cpu.Rip = i.NextIP;
-        bool counts = _inRegion;
+        bool counts = _inRegion && rip < SystemArea.Code;
         switch (i.Mnemonic)
         {
             case Mnemonic.Mov when i.Op0Register == Register.CR3:
+                Assert.True(_cpu.Cpl == 0);
                 Sensitive();
                 AddressSpacesEntered.Add(Read(i, 1));
                 _cpu.Cr3 = _switches++ < SwitchesObeyed ? Read(i, 1) : _cpu.Cr3;
+                FlushTlb(true);
+                break;
+            case Mnemonic.Mov when i.Op1Register == Register.CR2:
+                Write(i, _cpu.Cr2);
                 break;
             case Mnemonic.Mov:
                 Write(i, Read(i, 1));
@@ -158,13 +183,12 @@ internal sealed class ReferenceMachine : IDisposable
             case Mnemonic.Nop:
                 break;
             case Mnemonic.Call:
-                _cpu.Rsp -= 8;
-                _memory.Write(Physical(_cpu.Rsp, PageAccess.Write), i.NextIP);
-                _cpu.Rip = i.NearBranchTarget;
+                ulong target = i.Op0Kind == OpKind.Register ? Read(i, 0) : i.NearBranchTarget;
+                Push(i.NextIP);
+                _cpu.Rip = target;
                 break;
             case Mnemonic.Ret:
-                _cpu.Rip = _memory.Read<ulong>(Physical(_cpu.Rsp, PageAccess.Read));
-                _cpu.Rsp += 8;
+                _cpu.Rip = Pop();
                 break;
             case Mnemonic.Rdtsc:
                 Sensitive();
@@ -176,10 +200,11 @@ internal sealed class ReferenceMachine : IDisposable
                 Out((ushort)Read(i, 0), Read(i, 1), ref counts);
                 break;
             case Mnemonic.In:
-                _cpu.Rax = (_cpu.Rax & ~0xFFUL) | (Read(i, 1) == 0x3FF ? _scratch : throw Unknown(i));
+                _cpu.Rax = (_cpu.Rax & ~0xFFUL) | In((ushort)Read(i, 1));
                 break;
             default:
-                throw Unknown(i);
+                System(i, ref counts);
+                break;
         }
 
         RegionInstructions += counts && _inRegion ? 1 : 0;
@@ -212,17 +237,22 @@ internal sealed class ReferenceMachine : IDisposable
                 ExitStatus = (byte)value;
                 break;
             default:
-                Assert.Fail($"out to port 0x{port:X}");
+                SystemOut(port, (byte)value);
                 break;
         }
     }
+
+    private byte In(ushort port) =>
+        port == 0x3FF ? _scratch
+        : port == 0x20 ? (byte)(_requested ? 1 : 0)
+        : throw new InvalidOperationException($"in from port 0x{port:X}");
 
     private void Sensitive() => RegionSensitive += _inRegion ? 1 : 0;
 
     private static InvalidOperationException Unknown(in Instruction i) => new($"{i} at 0x{i.IP:X} is not known here");
 
     private ulong Address(in Instruction i) =>
-        (i.MemoryBase == Register.None ? 0 : Value(i.MemoryBase))
+        (i.MemoryBase is Register.None or Register.RIP ? 0 : Value(i.MemoryBase))
         + (i.MemoryIndex == Register.None ? 0 : Value(i.MemoryIndex) * (ulong)i.MemoryIndexScale)
         + i.MemoryDisplacement64;
 
@@ -253,7 +283,7 @@ internal sealed class ReferenceMachine : IDisposable
     {
         if (i.Op0Kind == OpKind.Memory)
         {
-            _memory.Write(Physical(Address(i), PageAccess.Write), value);
+            WriteMemory(i, value);
             return;
         }
 
@@ -264,8 +294,25 @@ internal sealed class ReferenceMachine : IDisposable
     private ulong Physical(ulong address, PageAccess access)
     {
         LowestAddress = Math.Min(LowestAddress, address);
+        ulong page = address & ~0xFFFUL;
+        if (_tlb.TryGetValue(page, out ulong cached))
+        {
+            return cached | (address & 0xFFF);
+        }
+
+        access |= _cpu.Cpl == 3 ? PageAccess.User : 0;
         Translation translation = PageWalker.Walk(_cpu, _memory, address, access);
+        if (translation.Fault && HasHandler(Vector.PageFault))
+        {
+            throw new GuestPageFaultException(address, translation.ErrorCode);
+        }
+
         Assert.False(translation.Fault, $"page fault at 0x{address:X}, RIP before 0x{_cpu.Rip:X}");
+        if (address >= 1 << 30)
+        {
+            _tlb[page] = translation.PhysicalAddress & ~0xFFFUL;
+        }
+
         return translation.PhysicalAddress;
     }
 

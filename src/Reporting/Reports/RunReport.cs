@@ -9,6 +9,9 @@ internal sealed class RunReport
 {
     private const int MostFailures = 50;
 
+    /// <summary>Pairs of workload and strategy above which the summary has an item for each workload only.</summary>
+    private const int MostFitSummaries = 20;
+
     /// <summary>Half an interval of Δt, as a share of it, above which a report advises a quieter host.</summary>
     private const double WideInterval = 0.1;
 
@@ -39,6 +42,11 @@ internal sealed class RunReport
         blocks.AddRange(HardwareParagraph.Of(run));
         blocks.Add(new Heading("Summary", "summary"));
         blocks.AddRange(Summary());
+        if (run.Fits.Count > 0)
+        {
+            blocks.Add(new Heading("Faithfulness", "faithfulness"));
+            blocks.AddRange(Faithfulness.Section(run));
+        }
         blocks.Add(new Heading("Figures", "figures"));
         blocks.AddRange(figures);
         if (figures.Count == 0)
@@ -84,12 +92,20 @@ internal sealed class RunReport
         var trapping = run.Fits.Where(fit => fit.TrapNanoseconds is { Value: > 0 }).ToList();
         var measured = trapping.Where(fit => !IsComputed(fit) && !run.IsRingZeroEmulated(fit.Strategy)).ToList();
         yield return Extremes(measured);
-        var items = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints).Select(FitSummary).ToList();
+        var concluded = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints || fit.Holes.Count > 0).ToList();
+        var items =
+            concluded.Count > MostFitSummaries
+                ? concluded.GroupBy(fit => fit.Workload).Select(WorkloadSummary).ToList()
+                : concluded.Select(FitSummary).ToList();
         if (items.Count > 0)
         {
             yield return new BulletList(items);
         }
         yield return Certainty(measured);
+        if (Faithfulness.Summary(run) is { } faithfulness)
+        {
+            yield return faithfulness;
+        }
         if (run.Fits.Any(IsComputed))
         {
             yield return new Paragraph(
@@ -107,7 +123,8 @@ internal sealed class RunReport
     {
         const string WhatATrapIs =
             "A trap is a guest instruction that the processor refuses, so that the virtual machine monitor must step in. ";
-        var certain = measured.Where(fit => fit.TrapNanoseconds!.Value.Low is not <= 0).ToList();
+        // An operation of several exits says nothing about the cost of one.
+        var certain = measured.Where(fit => fit.TrapNanoseconds!.Value.Low is not <= 0 && ExitsOf(fit) == 1).ToList();
         if (certain.Count == 0)
         {
             return new Paragraph(WhatATrapIs, WithoutCost());
@@ -150,8 +167,39 @@ internal sealed class RunReport
     private Paragraph FitSummary(OverheadFit fit) =>
         new(
             Span.Strong($"{fit.Workload}, {Label(fit)}{(IsComputed(fit) ? ", computed" : "")}"),
-            ": " + StrategySummary(fit)
+            ": "
+                + (fit.Holes.Count > 0 ? $"not faithful ({string.Join(", ", fit.Holes)}); " : "")
+                + StrategySummary(fit)
         );
+
+    private Paragraph WorkloadSummary(IGrouping<string, OverheadFit> fits) =>
+        new(Span.Strong(fits.Key), ": " + string.Join("; ", fits.Select(InShort)) + ".");
+
+    private string InShort(OverheadFit fit)
+    {
+        var text =
+            fit.TrapNanoseconds is { } dt ? $"{Quantity.Time(dt)} per {OperationOf(fit)}"
+            : fit.Verdict == FitVerdict.TooFewPoints ? "no slope"
+            : run.Workload(fit.Workload).SensitiveInstruction is null ? Quantity.Time(fit.Densities[0].UnitNanoseconds)
+            : "no traps";
+        var doubt = fit.Verdict switch
+        {
+            FitVerdict.NotLinear => ", not linear",
+            FitVerdict.Undecided => ", undecided",
+            _ => "",
+        };
+        return LabelWithSource(fit)
+            + " "
+            + text
+            + doubt
+            + (fit.Holes.Count > 0 ? $", not faithful ({string.Join(", ", fit.Holes)})" : "");
+    }
+
+    /// <summary>What Δt is the time of.</summary>
+    private string OperationOf(OverheadFit fit) =>
+        ExitsOf(fit) is > 1 and var exits ? $"operation of {exits} exits" : "trap";
+
+    private int ExitsOf(OverheadFit fit) => Math.Max(1, (int)Math.Round(run.ExitsPerOperation(fit) ?? 1));
 
     private string StrategySummary(OverheadFit fit)
     {
@@ -177,7 +225,7 @@ internal sealed class RunReport
         {
             return fit.VerdictText + ".";
         }
-        var text = $"{Quantity.Time(dt)} per trap";
+        var text = $"{Quantity.Time(dt)} per {OperationOf(fit)}";
         var slow = fit.Densities.Where(at => at.TrapsPerUnit > 0 && at.Slowdown is not null).ToList();
         if (slow.Count > 0)
         {
@@ -371,8 +419,10 @@ internal sealed class RunReport
                 }
                 var dispatch = reason.Sum(exit => exit.DispatchNanoseconds) / count;
                 var emulate = reason.Sum(exit => exit.EmulateNanoseconds) / count;
-                // Δt is that of the workload's own traps: it can be taken apart only where nearly all exits are of one reason.
-                var rest = fit.TrapNanoseconds?.Value - dispatch - emulate;
+                // Δt is that of the workload's own traps: it can be taken apart only where nearly all exits are of one reason,
+                // and each of them is a trap of its own.
+                var traps = run.UsableSamples(fit).Sum(sample => (double)sample.Traps);
+                var rest = traps > 0.99 * count ? fit.TrapNanoseconds?.Value - dispatch - emulate : null;
                 rows.Add([
                     fit.Workload,
                     LabelWithSource(fit),
@@ -451,7 +501,9 @@ internal sealed class RunReport
                 ]
             );
         var noted = run
-            .Contents.Samples.Where(sample => sample.Status == SampleStatus.Ok && sample.Note.Length > 0)
+            .Contents.Samples.Where(sample =>
+                sample.Status == SampleStatus.Ok && sample.Note.Length > 0 && sample.Note != sample.Mark?.ToString()
+            )
             .GroupBy(sample => (sample.Cell.Strategy, sample.Note))
             .ToList();
         if (noted.Count > 0)
@@ -491,8 +543,9 @@ internal sealed class RunReport
             ]
         );
         yield return new Paragraph(
-            "A workload repeats a unit of work that holds k sensitive instructions and is otherwise the same for every k. If "
-                + "each of them traps and costs Δt in full, a unit takes t(k) = t0 + k·Δt. With n = k·T traps per second of "
+            "A workload repeats a unit of work that holds k sensitive operations and is otherwise the same for every k. An operation "
+                + "is one instruction, or what a guest kernel does in one go, a system call for instance: then several of its "
+                + "exits count as one trap, and Δt is the time of all of it. If each of them traps and costs Δt in full, a unit takes t(k) = t0 + k·Δt. With n = k·T traps per second of "
                 + "wall-clock time that is T(n) = T0·(1 − n·Δt), a straight line from T0 = 1/t0 to n = 1/Δt. n counts seconds "
                 + "on the clock on the wall; in traps per second of guest work, n′ = k·T0, the same law reads "
                 + "T = T0/(1 + n′·Δt)."

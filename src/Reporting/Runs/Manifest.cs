@@ -12,7 +12,21 @@ namespace VirtBench.Reporting.Runs;
 /// <param name="TimeSource">
 /// Where its times come from, in words: the clock's name, or the cost profile's name and file.
 /// </param>
-public sealed record StrategyEntry(string Id, string Label, bool IsComputed, string TimeSource);
+/// <param name="Holes">
+/// Sensitive instructions that it lets through; null where the strategy is not available, and in runs of earlier versions.
+/// </param>
+public sealed record StrategyEntry(
+    string Id,
+    string Label,
+    bool IsComputed,
+    string TimeSource,
+    IReadOnlyList<HoleEntry>? Holes = null
+);
+
+/// <summary>A sensitive instruction that a strategy lets through.</summary>
+/// <param name="Instruction">Its name, as notes of samples give it.</param>
+/// <param name="Effect">What the guest gets, in half a sentence.</param>
+public sealed record HoleEntry(string Instruction, string Effect);
 
 /// <summary>A workload of a run, as reports name it.</summary>
 /// <param name="Id">Workload id.</param>
@@ -43,6 +57,9 @@ public sealed record RunDescription
 
     /// <summary>Guests that touched what nothing answers were ended.</summary>
     public bool Strict { get; init; }
+
+    /// <summary>Trap-and-emulate's policy of shadow paging, "flush" or "cached"; null where it took no part.</summary>
+    public string? Shadow { get; init; }
 
     /// <summary>Commit of VirtBench, or null when it is not known.</summary>
     public string? Commit { get; init; }

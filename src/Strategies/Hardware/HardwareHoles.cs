@@ -29,34 +29,37 @@ internal static class HardwareHoles
         new("mwait", "executed as a no-operation instead of raising #UD"),
     ];
 
-    private const string HostsTable = "in ring 3 reads the host's descriptor table";
+    private const string HostsTable = "reads the host's descriptor table";
 
     // What kvm_pvm's emulator of ring 0 does otherwise, and what the host's CPU does in ring 3 without asking it.
     private static readonly VirtualizationHole[] OfPvm =
     [
-        new("wrfsbase", "in ring 3 RDFSBASE to WRGSBASE, AVX and other instructions that the platform lacks execute"),
+        InRing3("wrfsbase", "RDFSBASE to WRGSBASE, AVX and other instructions that the platform lacks execute"),
         new("cpuid", "shows features of the host's CPU: all of them in ring 3, many in ring 0"),
         new(
             "rdtscp",
             "ends the guest in ring 0, where kvm_pvm does not have it, and shows the host's TSC_AUX in ring 3"
         ),
         new("wrmsr", "does not change the time-stamp counter, raises #GP for TSC_AUX, and takes any value for PAT"),
-        new("popf", "in ring 3 leaves IOPL as it was"),
-        new("pushf", "in ring 3 shows the host's interrupt flag, always set"),
-        new("mov r,cs", "in ring 3 shows the host's selector"),
-        new("mov r,sreg", "in ring 3 shows the host's selectors in SS, DS, ES, FS and GS"),
-        new("mov sreg,r", "in ring 3 loads the host's segments"),
-        new("lar", HostsTable),
-        new("lsl", HostsTable),
-        new("verr", HostsTable),
-        new("verw", HostsTable),
-        new("xgetbv", "in ring 3 shows the host's XCR0 instead of raising #UD"),
-        new("sysretq", "ends the guest with a triple fault in a handler that SYSCALL has entered"),
+        InRing3("popf", "leaves IOPL as it was"),
+        InRing3("pushf", "shows the host's interrupt flag, always set"),
+        InRing3("mov r,cs", "shows the host's selector"),
+        InRing3("mov r,sreg", "shows the host's selectors in SS, DS, ES, FS and GS"),
+        InRing3("mov sreg,r", "loads the host's segments"),
+        InRing3("lar", HostsTable),
+        InRing3("lsl", HostsTable),
+        InRing3("verr", HostsTable),
+        InRing3("verw", HostsTable),
+        InRing3("xgetbv", "shows the host's XCR0 instead of raising #UD"),
+        new("sysretq", "ends the guest with a triple fault in a handler that SYSCALL has entered") { EndsGuest = true },
         new(
             "int",
             "in ring 3 raises #UD for vector 0x80, and ends the guest in ring 0, where kvm_pvm does not have it"
         ),
     ];
+
+    private static VirtualizationHole InRing3(string instruction, string effect) =>
+        new(instruction, $"in ring 3 {effect}") { InUserModeOnly = true };
 
     /// <summary>The holes of the module found.</summary>
     public static IReadOnlyList<VirtualizationHole> Of(KvmHost host)

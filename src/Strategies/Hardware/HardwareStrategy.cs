@@ -33,6 +33,9 @@ public sealed class HardwareStrategy : Strategy
     public override bool RunsPrivilegedGuests => true;
 
     /// <inheritdoc/>
+    public override bool EmulatesRingZero => KvmHost.Current.RingZero == RingZeroExecution.Emulated;
+
+    /// <inheritdoc/>
     public override string? UnavailableReason() => KvmHost.Current.UnavailableReason;
 
     /// <inheritdoc/>

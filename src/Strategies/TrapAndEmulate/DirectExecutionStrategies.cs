@@ -36,9 +36,11 @@ public abstract class DirectExecutionStrategy : Strategy
                 TrapTimeStampCounter = TrapsTimeStampCounter,
                 ReturnByIret = byIret,
                 Shadow = ShadowPolicy,
-                TimeSource = byIret
-                    ? "measured on this host; exits are signals, return by xrstor+iretq"
-                    : "measured on this host; exits are signals, return by rt_sigreturn",
+                TimeSource =
+                    $"measured on this host; exits are signals, return by {(byIret ? "xrstor+iretq" : "rt_sigreturn")}"
+                    + (
+                        RunsPrivilegedGuests ? $"; shadow page tables {ShadowPolicy.ToString().ToLowerInvariant()}" : ""
+                    ),
             }
         );
     }

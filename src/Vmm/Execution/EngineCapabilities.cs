@@ -1,9 +1,42 @@
 namespace VirtBench.Vmm.Execution;
 
 /// <summary>A sensitive instruction that does not trap under an engine, so that the guest sees something untrue.</summary>
-/// <param name="Instruction">Mnemonic, lower case.</param>
+/// <param name="Instruction">
+/// Mnemonic, lower case, with operands where they matter: "popf"; "mov r,sreg" for every segment register or "mov r,cs" for
+/// one; "push fs/gs" for two of them; "mov sreg / pop fs" for two instructions.
+/// </param>
 /// <param name="Effect">What the guest gets instead of the right answer, in half a sentence.</param>
-public sealed record VirtualizationHole(string Instruction, string Effect);
+public sealed record VirtualizationHole(string Instruction, string Effect)
+{
+    /// <summary>The instruction is handled rightly in ring 0, and falls through in ring 3 only.</summary>
+    public bool InUserModeOnly { get; init; }
+
+    /// <summary>The guest does not get an untrue answer but cannot go on: <see cref="Effect"/> says how it ends.</summary>
+    public bool EndsGuest { get; init; }
+
+    /// <summary>The names of all that this hole covers, without blanks after commas: "mov sreg", "pop fs", "pop gs".</summary>
+    public IEnumerable<string> Names
+    {
+        get
+        {
+            foreach (string part in Instruction.Split(" / "))
+            {
+                int blank = part.IndexOf(' ', StringComparison.Ordinal);
+                if (blank < 0)
+                {
+                    yield return part;
+                    continue;
+                }
+
+                foreach (string operands in part[blank..].Replace(" ", "", StringComparison.Ordinal).Split('/'))
+                {
+                    // "mov sreg,r" and "mov sreg" are the same: nothing but a register or memory is moved there.
+                    yield return $"{part[..blank]} {(operands == "sreg,r" ? "sreg" : operands)}";
+                }
+            }
+        }
+    }
+}
 
 /// <summary>What an engine can and cannot do; the same for its whole life.</summary>
 public sealed record EngineCapabilities

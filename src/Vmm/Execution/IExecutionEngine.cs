@@ -198,7 +198,7 @@ public readonly record struct ShadowPage(
     public ShadowPage PresentPart(GuestMemory memory)
     {
         ShadowPage part = this;
-        while (part.Length > GuestMemory.PageSize && !IsPresent(part, memory))
+        while (part.Length > GuestMemory.PageSize && !memory.ArePresent(part.PhysicalStart, part.Length))
         {
             ulong length = part.Length >> 9;
             ulong offset = (Address - part.PageStart) & ~(length - 1);
@@ -211,19 +211,5 @@ public readonly record struct ShadowPage(
         }
 
         return part;
-    }
-
-    private static bool IsPresent(in ShadowPage part, GuestMemory memory)
-    {
-        ulong end = Math.Min(part.PhysicalStart + part.Length, memory.Size);
-        for (ulong at = part.PhysicalStart; at < end; at += GuestMemory.PageSize)
-        {
-            if (!memory.IsPresent(at / GuestMemory.PageSize))
-            {
-                return false;
-            }
-        }
-
-        return true;
     }
 }

@@ -22,14 +22,15 @@ public sealed partial class VirtualMachine
         while (_exitPort.Status is null)
         {
             PassTime(now);
-            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
-            {
-                TakeInterrupt(deliversEvents);
-            }
-
             if (Cpu.PendingEvent.Kind != GuestEventKind.None)
             {
                 DeliverPendingEvent(deliversEvents);
+            }
+
+            // After an exception: a handler that it leaves interrupts on for is interrupted before its first instruction.
+            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
+            {
+                TakeInterrupt(deliversEvents);
             }
 
             if (Cpu.Halted)
@@ -197,6 +198,7 @@ public sealed partial class VirtualMachine
         }
 
         Cpu.PendingEvent = GuestEvent.Interrupt(Interrupts.Acknowledge());
+        DeliverPendingEvent(deliversEvents);
     }
 
     private void DeliverPendingEvent(bool deliversEvents)
@@ -224,6 +226,8 @@ public sealed partial class VirtualMachine
     {
         string? why =
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
+            : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
+                ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
             : Timer.NextEvent == ulong.MaxValue ? "no device of it can raise an interrupt to wake it"
             : Interrupts.IsMasked(IntervalTimer.Line) ? "the timer's interrupt, the only one to come, is masked"
             : null;

@@ -28,6 +28,9 @@ public sealed class InterruptController : IIoDevice
     private readonly long[] _requests = new long[Lines];
     private readonly long[] _acknowledgements = new long[Lines];
 
+    /// <summary>Whether the guest has initialized either chip.</summary>
+    public bool IsUsed => _master.IsInitialized || _slave.IsInitialized;
+
     /// <summary>INTR: an interrupt waits for the CPU to take it.</summary>
     public bool Requested { get; private set; }
 
@@ -40,8 +43,17 @@ public sealed class InterruptController : IIoDevice
     /// <summary>Acknowledge cycles that found no request any more: the CPU got the vector of line 7 or 15.</summary>
     public long Spurious { get; private set; }
 
-    /// <summary>Told of the line whose interrupt the CPU has just taken.</summary>
+    /// <summary>Told of the line whose interrupt the CPU has just taken, or the guest by polling.</summary>
     public Action<int>? Acknowledged { get; set; }
+
+    /// <summary>
+    /// Told that an interrupt is about to be taken, or that the guest is about to write a command or a mask: until now
+    /// requests were as they were.
+    /// </summary>
+    public Action? Changing { get; set; }
+
+    /// <summary>Told that the guest has written one.</summary>
+    public Action? Changed { get; set; }
 
     /// <summary>Whether a request of this line has not been taken yet.</summary>
     public bool IsPending(int line) => line < 8 ? _master.IsRequested(line) : _slave.IsRequested(line - 8);
@@ -75,6 +87,7 @@ public sealed class InterruptController : IIoDevice
     /// <returns>The vector.</returns>
     public byte Acknowledge()
     {
+        Changing?.Invoke();
         byte vector = _master.Acknowledge(out int line);
         if (line == CascadeLine)
         {
@@ -88,19 +101,34 @@ public sealed class InterruptController : IIoDevice
         }
         else
         {
-            _acknowledgements[line]++;
-            Acknowledged?.Invoke(line);
+            Took(line);
         }
 
         Update();
         return vector;
     }
 
+    private void Took(int line)
+    {
+        _acknowledgements[line]++;
+        Acknowledged?.Invoke(line);
+    }
+
     /// <inheritdoc/>
     public uint Read(ushort port, int size)
     {
         Chip chip = port < SlavePort ? _master : _slave;
-        uint value = (port & 1) != 0 ? chip.ReadMask() : chip.ReadCommand();
+        if (chip.IsPolled)
+        {
+            Changing?.Invoke();
+        }
+
+        uint value = (port & 1) != 0 ? chip.ReadMask(out int polled) : chip.ReadCommand(out polled);
+        if (polled >= 0 && (chip == _slave || polled != CascadeLine))
+        {
+            Took(chip == _slave ? polled + 8 : polled);
+        }
+
         Update();
         return size switch
         {
@@ -113,6 +141,7 @@ public sealed class InterruptController : IIoDevice
     /// <inheritdoc/>
     public void Write(ushort port, int size, uint value)
     {
+        Changing?.Invoke();
         Chip chip = port < SlavePort ? _master : _slave;
         if ((port & 1) != 0)
         {
@@ -124,6 +153,7 @@ public sealed class InterruptController : IIoDevice
         }
 
         Update();
+        Changed?.Invoke();
     }
 
     private void Update()
@@ -152,6 +182,12 @@ public sealed class InterruptController : IIoDevice
         private bool _readsInService;
         private bool _poll;
         private bool _initialized;
+
+        /// <summary>It has had its first ICW1.</summary>
+        public bool IsInitialized => _initialized;
+
+        /// <summary>The next read answers a poll command.</summary>
+        public bool IsPolled => _poll;
 
         public bool IsRequested(int line) => (_requested & (1 << line)) != 0;
 
@@ -201,15 +237,27 @@ public sealed class InterruptController : IIoDevice
             return (byte)(_vectorBase | line);
         }
 
-        public byte ReadCommand()
+        /// <summary>The register that OCW3 has chosen, or the answer to its poll command.</summary>
+        /// <param name="polled">The line that has been taken by polling; −1 for none.</param>
+        public byte ReadCommand(out int polled)
         {
-            if (!_poll)
-            {
-                return _readsInService ? _inService : _requested;
-            }
+            polled = -1;
+            return _poll ? Poll(out polled)
+                : _readsInService ? _inService
+                : _requested;
+        }
 
+        /// <summary>The mask. A poll command is answered at either port.</summary>
+        public byte ReadMask(out int polled)
+        {
+            polled = -1;
+            return _poll ? Poll(out polled) : _mask;
+        }
+
+        private byte Poll(out int line)
+        {
             _poll = false;
-            int line = Next();
+            line = _initialization == 0 ? Next() : -1;
             if (line < 0)
             {
                 return 0;
@@ -218,8 +266,6 @@ public sealed class InterruptController : IIoDevice
             Take(line);
             return (byte)(0x80 | line);
         }
-
-        public byte ReadMask() => _poll ? ReadCommand() : _mask;
 
         public void WriteCommand(byte value)
         {
@@ -384,8 +430,9 @@ public sealed class InterruptController : IIoDevice
                     return line;
                 }
 
-                // In special mask mode a line in service holds back nothing but itself.
-                if (inService && !_specialMask)
+                // In special mask mode a line in service that the guest has masked holds back nothing but itself.
+                bool masked = (_mask & bit) != 0;
+                if (inService && !(_specialMask && masked))
                 {
                     return -1;
                 }

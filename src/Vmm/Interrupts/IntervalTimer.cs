@@ -51,6 +51,16 @@ public sealed class IntervalTimer : IIoDevice, ITimer
                 Taken();
             }
         };
+        controller.Changing += CatchUp; // with the masks that held so far
+        controller.Changed += () =>
+        {
+            if (!controller.IsPending(Line))
+            {
+                _owed = 0; // the controller has been initialized, which forgets requests
+            }
+
+            Schedule();
+        };
     }
 
     /// <inheritdoc/>
@@ -59,8 +69,14 @@ public sealed class IntervalTimer : IIoDevice, ITimer
     /// <summary>Ticks of channel 0 so far: rising edges of its output.</summary>
     public long Ticks { get; private set; }
 
-    /// <summary>Of these, how many came while the one before still waited, and were requested later.</summary>
+    /// <summary>
+    /// Of these, how many came while the one before still waited: they are requested when it is taken, unless the guest
+    /// programs the timer or the controller anew before.
+    /// </summary>
     public long Late { get; private set; }
+
+    /// <summary>Of all, how many came while the one before waited behind the guest's mask: nothing is made up for these.</summary>
+    public long Masked { get; private set; }
 
     /// <summary>Ticks that are owed at this moment.</summary>
     public long Owed => _owed;
@@ -132,6 +148,16 @@ public sealed class IntervalTimer : IIoDevice, ITimer
     {
         Channel channel = _channels[0];
         ulong now = Now();
+        foreach (Channel other in _channels.AsSpan(1))
+        {
+            while (other.NextEdge is { } edge && edge <= now)
+            {
+                other.Pass(other.EdgesUntil(now));
+            }
+
+            other.Settle(now);
+        }
+
         while (channel.NextEdge is { } edge && edge <= now)
         {
             long passed = 1;
@@ -143,18 +169,26 @@ public sealed class IntervalTimer : IIoDevice, ITimer
             {
                 // What a guest has masked it does not wait for.
                 passed = channel.EdgesUntil(now);
-                Late += passed;
-                _owed += _controller.IsMasked(Line) ? 0 : passed;
+                if (_controller.IsMasked(Line))
+                {
+                    Masked += passed;
+                }
+                else
+                {
+                    Late += passed;
+                    _owed += passed;
+                }
             }
 
             Ticks += passed;
             channel.Pass(passed);
         }
+
+        channel.Settle(now);
     }
 
     private void Taken()
     {
-        CatchUp();
         if (_owed > 0 && !_controller.IsPending(Line))
         {
             _owed--;
@@ -183,12 +217,14 @@ public sealed class IntervalTimer : IIoDevice, ITimer
     private sealed class Channel
     {
         private int _mode;
+        private int _control; // as written: bits 5–0
         private bool _bcd;
         private int _access = 3; // 1 low byte, 2 high byte, 3 low then high
         private bool _counts; // a count has been written since the control word
         private uint _reload = 0x10000;
-        private uint? _nextReload; // modes 2 and 3: from the next period on
-        private ulong _loaded; // pulse at which the current count was loaded
+        private uint? _nextReload; // mode 2: from the next period on; mode 3: from the next half on
+        private long _loaded; // pulse at which the current count was loaded; before 0 when it was as if
+        private bool _inHigh; // mode 3: the count that waits was written in the period's high half
         private bool _edgeDone; // one-shot modes: the output has risen
         private bool _writesHigh;
         private byte _lowByte;
@@ -202,12 +238,16 @@ public sealed class IntervalTimer : IIoDevice, ITimer
         /// <summary>Pulse of the output's next rising edge.</summary>
         public ulong? NextEdge =>
             !_counts ? null
-            : IsPeriodic ? _loaded + _reload
+            : _nextReload is { } next && _inHigh ? (ulong)(_loaded + High(_reload) + (next - High(next)))
+            : IsPeriodic ? (ulong)(_loaded + _reload)
             : _edgeDone || _mode is not (0 or 4) ? null
-            : _loaded + _reload + (_mode == 4 ? 1u : 0);
+            : (ulong)(_loaded + _reload + (_mode == 4 ? 1 : 0));
+
+        // Mode 3: pulses of the period's high half.
+        private static long High(uint count) => (count + 1) / 2;
 
         /// <summary>Rising edges up to a pulse, as far as the period stays the same; at least one.</summary>
-        public long EdgesUntil(ulong now) => _nextReload is null ? 1 + (long)((now - _loaded - _reload) / _reload) : 1;
+        public long EdgesUntil(ulong now) => _nextReload is null ? 1 + (((long)now - _loaded - _reload) / _reload) : 1;
 
         public void Pass(long edges)
         {
@@ -217,9 +257,27 @@ public sealed class IntervalTimer : IIoDevice, ITimer
                 return;
             }
 
-            _loaded += (ulong)edges * _reload;
-            _reload = _nextReload ?? _reload;
-            _nextReload = null;
+            if (_nextReload is { } next)
+            {
+                _loaded = _inHigh ? _loaded + High(_reload) + (next - High(next)) : _loaded + _reload;
+                _reload = next;
+                _nextReload = null;
+            }
+            else
+            {
+                _loaded += edges * _reload;
+            }
+        }
+
+        /// <summary>Takes over a count that waits for the end of a high half which is over.</summary>
+        public void Settle(ulong now)
+        {
+            if (_nextReload is { } next && _inHigh && (long)now >= _loaded + High(_reload))
+            {
+                _loaded += High(_reload) - High(next);
+                _reload = next;
+                _nextReload = null;
+            }
         }
 
         public void WriteControl(byte control, ulong now)
@@ -233,6 +291,7 @@ public sealed class IntervalTimer : IIoDevice, ITimer
 
             int mode = (control >> 1) & 7;
             _mode = mode > 5 ? mode - 4 : mode; // the high bit of modes 2 and 3 is ignored
+            _control = control & 0x3F;
             _bcd = (control & 1) != 0;
             _access = access;
             _counts = false;
@@ -297,13 +356,7 @@ public sealed class IntervalTimer : IIoDevice, ITimer
             if (status)
             {
                 const int nullCount = 0x40;
-                _status ??= (byte)(
-                    (Output(now) ? 0x80 : 0)
-                    | (_counts && _nextReload is null ? 0 : nullCount)
-                    | (_access << 4)
-                    | (_mode << 1)
-                    | (_bcd ? 1 : 0)
-                );
+                _status ??= (byte)((Output(now) ? 0x80 : 0) | (IsLoaded(now) ? 0 : nullCount) | _control);
             }
 
             if (count)
@@ -324,20 +377,26 @@ public sealed class IntervalTimer : IIoDevice, ITimer
         private void Load(ushort value, ulong now)
         {
             uint count = Decode(value);
-            if (IsPeriodic && _counts)
+            if (IsPeriodic && _counts && (long)now >= _loaded)
             {
                 _nextReload = count;
+                _inHigh = _mode == 3 && (long)now - _loaded < High(_reload);
                 return;
             }
 
             // The counting element takes the count over at the pulse after the write.
             _reload = count;
-            _loaded = now + 1;
+            _loaded = (long)now + 1;
             _counts = true;
             _edgeDone = false;
         }
 
-        private ulong Elapsed(ulong now) => _counts && now > _loaded ? now - _loaded : 0;
+        // Null count of the status byte: the count written last is not yet the one that counts. Modes 1 and 5 wait for a trigger.
+        private bool IsLoaded(ulong now) =>
+            _counts && _nextReload is null && (long)now >= _loaded && _mode is not (1 or 5);
+
+        private ulong Elapsed(ulong now) =>
+            _counts && _mode is not (1 or 5) && (long)now > _loaded ? (ulong)((long)now - _loaded) : 0;
 
         private uint Count(ulong now)
         {
@@ -354,7 +413,7 @@ public sealed class IntervalTimer : IIoDevice, ITimer
         // Counts down by two, twice a period; an odd count stays odd for one pulse less in its low half (data sheet, mode 3).
         private uint SquareWaveCount(ulong elapsed)
         {
-            ulong high = (_reload + 1) / 2;
+            ulong high = (ulong)High(_reload);
             ulong even = _reload & ~1u;
             return (uint)(elapsed < high ? even - Math.Min(even, 2 * elapsed) : even - (2 * (elapsed - high)));
         }
@@ -366,7 +425,7 @@ public sealed class IntervalTimer : IIoDevice, ITimer
             {
                 0 => _counts && elapsed >= _reload,
                 2 => !_counts || _reload - (elapsed % _reload) != 1,
-                3 => !_counts || elapsed % _reload < (_reload + 1) / 2,
+                3 => !_counts || elapsed % _reload < (ulong)High(_reload),
                 4 => !_counts || elapsed != _reload,
                 _ => true,
             };

@@ -120,6 +120,26 @@ public sealed unsafe class GuestMemory : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool IsPresent(ulong frame) => _pager is null || _pager.IsPresent(frame);
 
+    /// <summary>Whether every frame of a range is on this host; what is not RAM does not count.</summary>
+    public bool ArePresent(ulong address, ulong length)
+    {
+        if (_pager is null)
+        {
+            return true;
+        }
+
+        ulong end = Math.Min(Size, address + length);
+        for (ulong at = address & ~(PageSize - 1); at < end; at += PageSize)
+        {
+            if (!_pager.IsPresent(at / PageSize))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
     /// <summary>Brings a frame in that is not on this host. Not inside a transaction, which has to be rolled back first.</summary>
     public void Fetch(ulong frame) => _pager?.Fetch(frame);
 

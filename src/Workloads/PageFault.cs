@@ -1,0 +1,75 @@
+using Iced.Intel;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace VirtBench.Workloads;
+
+/// <summary>
+/// A store to a page that is not present. The guest's handler reads CR2, adds address and error code to a sum, and returns behind the
+/// store. The sums get into the checksum, so a fault that is lost, comes twice or says something untrue shows.
+/// </summary>
+public sealed class PageFault : SlottedWorkload
+{
+    /// <summary>A linear address in the second gigabyte, which the boot tables leave free.</summary>
+    private const ulong NotPresent = 0x4000_0008;
+
+    private const ulong Sums = SystemArea.Data;
+
+    /// <summary>Bytes of the store, which the handler skips.</summary>
+    private const int StoreLength = 3;
+
+    /// <inheritdoc/>
+    public override string Id => "page-fault";
+
+    /// <inheritdoc/>
+    public override string Description =>
+        "stores k times per unit to a page that is not present; the guest's handler reads CR2 and skips the store";
+
+    /// <inheritdoc/>
+    public override string? SensitiveInstruction => "mov [rdi], rsi (#PF)";
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<string> SensitiveNames => ["iretq"];
+
+    /// <inheritdoc/>
+    public override TrapReason? ExpectedTrap => TrapReason.GuestPageFault;
+
+    /// <inheritdoc/>
+    public override bool NeedsPrivilege => true;
+
+    /// <inheritdoc/>
+    public override int DefaultFiller => 20_000;
+
+    /// <summary>The handler: clobbers rax; IRETQ restores the flags.</summary>
+    internal override IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a)
+    {
+        Label handler = a.CreateLabel("page-fault");
+        a.Label(ref handler);
+        a.mov(rax, cr2);
+        a.add(__qword_ptr[Sums], rax);
+        a.pop(rax); // the error code
+        a.add(__qword_ptr[Sums + 8], rax);
+        a.add(__qword_ptr[rsp], StoreLength);
+        a.iretq();
+        return [new InterruptGate(Vector.PageFault, handler)];
+    }
+
+    /// <summary>Clobbers rdi.</summary>
+    protected override void LoadOperands(Assembler a) => a.mov(edi, (uint)NotPresent);
+
+    /// <summary>Clobbers rax.</summary>
+    protected override void EmitSensitive(Assembler a, int index) => a.mov(__[rdi], rsi);
+
+    /// <summary>Clobbers flags.</summary>
+    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
+    {
+        a.add(r14, __qword_ptr[Sums]);
+        a.rol(r14, 17);
+        a.add(r14, __qword_ptr[Sums + 8]);
+    }
+
+    /// <inheritdoc/>
+    protected override IEnumerable<ImageSegment> DataSegments() => [SystemArea.EmptyData()];
+}
