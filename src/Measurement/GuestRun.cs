@@ -2,6 +2,7 @@ using System.Buffers;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 
 namespace VirtBench.Measurement;
 
@@ -58,6 +59,11 @@ public sealed record GuestRunResult(
     string TimeSource
 )
 {
+    /// <summary>
+    /// What became of its interrupts; null when it has not initialized an interrupt controller, or the run was abandoned.
+    /// </summary>
+    public InterruptStatistics? Interrupts { get; init; }
+
     /// <summary>Exits in a region, the markers' own left out.</summary>
     public static long TrapsIn(MeasuredRegion region) =>
         region.Exits.Counts.Sum() - region.Exits[TrapReason.RegionMarker];
@@ -154,6 +160,9 @@ public static class GuestRun
             holes.Count == 0,
             notes,
             machine.Capabilities.TimeSource
-        );
+        )
+        {
+            Interrupts = run.Outcome.End == RunEnd.Abandoned ? null : machine.InterruptStatistics(),
+        };
     }
 }

@@ -90,6 +90,7 @@ public sealed class ExecFacts
                 "regions",
                 "exits",
                 "kernel_statistics",
+                "interrupts",
                 "faithful",
                 "notes",
                 "time_source",
@@ -187,6 +188,65 @@ public sealed class ExecFacts
     {
         using var json = JsonDocument.Parse(Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--json").Output);
         Assert.Equal(JsonValueKind.Null, json.RootElement.GetProperty("kernel_statistics").ValueKind);
+    }
+
+    // One tick of the timer in mode 0, for which the guest halts.
+    private static void SleepForATick(Assembler a)
+    {
+        const ulong idt = 0x20_0000;
+        Label handler = a.CreateLabel();
+        Label start = a.CreateLabel();
+        a.jmp(start);
+        a.Label(ref handler);
+        a.iretq();
+        a.Label(ref start);
+        a.lea(rax, __[handler]);
+        a.mov(__word_ptr[idt + 0x200], ax);
+        a.mov(__dword_ptr[idt + 0x202], 0x8E00_0008);
+        a.shr(rax, 16);
+        a.mov(__word_ptr[idt + 0x206], ax);
+        a.mov(__word_ptr[idt - 16], 0x20F);
+        a.mov(rax, idt);
+        a.mov(__qword_ptr[idt - 14], rax);
+        a.lidt(__[idt - 16]);
+        foreach (
+            (byte port, byte value) in ((byte, byte)[])
+                [(0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01), (0x43, 0x30), (0x40, 0x10), (0x40, 0x00)]
+        )
+        {
+            a.mov(al, value);
+            a.@out(port, al);
+        }
+
+        a.sti();
+        a.hlt();
+        Exit(a, 0);
+    }
+
+    [Fact]
+    public void A_guest_that_uses_the_interrupt_controller_gets_an_account_of_it()
+    {
+        Call call = Exec(GuestFile.Of(SleepForATick), Simulated, "--json");
+        Assert.Equal((0, ""), (call.ExitCode, call.Error));
+        using var json = JsonDocument.Parse(call.Output);
+        Assert.Equal(
+            """{"lines":[{"line":0,"requests":1,"taken":1}],"spurious":0,"timer":{"ticks":1,"late":0,"owed":0,"masked":0}}""",
+            System.Text.RegularExpressions.Regex.Replace(
+                json.RootElement.GetProperty("interrupts").GetRawText(),
+                @"\s",
+                ""
+            )
+        );
+        string text = Exec(GuestFile.Of(SleepForATick), Simulated).Output;
+        Assert.Contains("1 interrupts  line 0, of 1 requests", text, StringComparison.Ordinal);
+        Assert.Contains("timer ticks: 1, of them late 0", text, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_guest_that_does_not_has_none()
+    {
+        using var json = JsonDocument.Parse(Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--json").Output);
+        Assert.Equal(JsonValueKind.Null, json.RootElement.GetProperty("interrupts").ValueKind);
     }
 
     [Fact]

@@ -42,7 +42,6 @@ internal sealed class HardwareGuest : IDisposable
     public static readonly TimeSpan Ample = TimeSpan.FromSeconds(120);
 
     private readonly MemoryStream _console = new();
-    private HardwareEngine? _engine;
 
     public HardwareGuest(
         Action<Assembler> program,
@@ -63,14 +62,20 @@ internal sealed class HardwareGuest : IDisposable
     )
     {
         SkipUnlessAvailable(strategy);
-        Machine = new VirtualMachine(ram, (cpu, memory) => CreateEngine(strategy, cpu, memory, without), strict);
+        Machine = new VirtualMachine(
+            ram,
+            (cpu, memory) => AnyEngine = CreateEngine(strategy, cpu, memory, without),
+            strict
+        );
         Machine.Serial.Transmitted = _console.WriteByte;
         Machine.Load(image, options ?? new BootOptions());
     }
 
     public VirtualMachine Machine { get; }
 
-    public HardwareEngine Engine => _engine!;
+    public HardwareEngine Engine => (HardwareEngine)AnyEngine;
+
+    public IExecutionEngine AnyEngine { get; private set; } = null!;
 
     public GuestMemory Memory => Machine.Memory;
 
@@ -84,9 +89,13 @@ internal sealed class HardwareGuest : IDisposable
     /// <summary>Skips where the host has no usable /dev/kvm; one that fails its self-check fails the test.</summary>
     public static void SkipUnlessAvailable(string strategy = Hardware)
     {
-        KvmHost host = KvmHost.Current;
-        Assert.SkipWhen(host.Access is KvmAccess.NoDevice or KvmAccess.NoPermission, host.UnavailableReason ?? "");
-        Assert.Null(host.UnavailableReason);
+        if (strategy == Hardware)
+        {
+            KvmHost host = KvmHost.Current;
+            Assert.SkipWhen(host.Access is KvmAccess.NoDevice or KvmAccess.NoPermission, host.UnavailableReason ?? "");
+            Assert.Null(host.UnavailableReason);
+        }
+
         string? reason = StrategyCatalog.Find(strategy)!.UnavailableReason();
         Assert.SkipWhen(reason is not null, reason ?? "");
     }
@@ -130,11 +139,11 @@ internal sealed class HardwareGuest : IDisposable
 
         if (without is null)
         {
-            return _engine = (HardwareEngine)StrategyCatalog.Find(Hardware)!.CreateEngine(cpu, memory);
+            return StrategyCatalog.Find(Hardware)!.CreateEngine(cpu, memory);
         }
 
         var capabilities = new EngineCapabilities { DeliversEvents = true, TimeSource = "test" };
-        return _engine = new HardwareEngine(cpu, memory, "kvm", capabilities, without);
+        return new HardwareEngine(cpu, memory, "kvm", capabilities, without);
     }
 
     public RunOutcome Run(TimeSpan? timeout = null) => Machine.Run(timeout ?? Ample, CancellationToken.None);
@@ -215,10 +224,14 @@ internal sealed class HardwareGuest : IDisposable
         return this;
     }
 
-    public void SetGate(ulong vector, ulong handler)
+    public const ulong InterruptGate = 0xEE;
+    public const ulong TrapGate = 0xEF;
+
+    public void SetGate(ulong vector, ulong handler, ulong type = InterruptGate, ulong stack = 0)
     {
         ulong gate = Idt + (16 * vector);
-        Memory.Write(gate, (handler & 0xFFFF) | (0x08UL << 16) | (0xEEUL << 40) | ((handler >> 16 & 0xFFFF) << 48));
+        ulong attributes = (stack << 32) | (type << 40);
+        Memory.Write(gate, (handler & 0xFFFF) | (0x08UL << 16) | attributes | ((handler >> 16 & 0xFFFF) << 48));
         Memory.Write(gate + 8, handler >> 32);
     }
 

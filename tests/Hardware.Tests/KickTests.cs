@@ -444,6 +444,197 @@ public sealed class KickTests
         Assert.Equal(GuestEvent.Exception(Vector.StackFault, 0x44), guest.Cpu.PendingEvent);
         Assert.Equal(new CaughtException(Vector.StackFault, 0x44, HardwareGuest.Code, 0), guest.RunToException());
     }
+
+    // ------------------------------------------------------------------------------------------ deadlines
+
+    private static ulong Ahead(HardwareGuest guest, double seconds) =>
+        guest.Engine.Clock.Ticks + (ulong)(seconds * guest.Engine.Clock.TicksPerSecond);
+
+    [Fact]
+    public void A_deadline_ends_an_entry_and_never_before_its_time()
+    {
+        using var guest = new HardwareGuest(LoopForEver);
+        guest.Engine.AttachThread();
+        for (int i = 0; i < 100; i++)
+        {
+            guest.Engine.Deadline = Ahead(guest, 0.0002);
+            Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+            Assert.True(guest.Engine.Clock.Ticks >= guest.Engine.Deadline);
+        }
+
+        guest.Engine.DetachThread();
+    }
+
+    [Fact]
+    public void Entries_whose_deadline_is_over_get_on()
+    {
+        using var guest = new HardwareGuest(a =>
+        {
+            Label again = a.CreateLabel();
+            a.sti();
+            a.Label(ref again);
+            a.inc(rbx);
+            a.jmp(again);
+        });
+        guest.Engine.AttachThread();
+        guest.Engine.Deadline = 0;
+        int entries = 0;
+        for (; entries < 1000 && guest.Cpu[Gpr.Rbx] < 1000; entries++)
+        {
+            Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        }
+
+        Assert.True(guest.Cpu[Gpr.Rbx] >= 1000, $"RBX {guest.Cpu[Gpr.Rbx]} after {entries} entries");
+        guest.Engine.DetachThread();
+    }
+
+    [Fact]
+    public void A_deadline_that_is_moved_away_does_not_end_the_entry_and_one_that_comes_nearer_does()
+    {
+        using var guest = new HardwareGuest(a =>
+        {
+            Label again = a.CreateLabel();
+            a.sti();
+            a.@out(0x80, al);
+            a.mov(ecx, 100_000);
+            a.Label(ref again);
+            a.dec(ecx);
+            a.jnz(again);
+            a.@out(0x80, al);
+            a.LoopForEver();
+        });
+        guest.Engine.AttachThread();
+        guest.Engine.Deadline = Ahead(guest, 0.001);
+        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        guest.Engine.Deadline = ulong.MaxValue; // the timer still runs
+        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        guest.Engine.Deadline = Ahead(guest, 3600);
+        guest.Engine.Deadline = Ahead(guest, 0.001);
+        Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        guest.Engine.DetachThread();
+    }
+
+    [Fact]
+    public void Idling_ends_at_the_deadline_and_not_before()
+    {
+        using var guest = new HardwareGuest(LoopForEver);
+        guest.Engine.AttachThread();
+        for (int i = 0; i < 20; i++)
+        {
+            guest.Engine.Deadline = Ahead(guest, 0.0005);
+            guest.Engine.Idle();
+            Assert.True(guest.Engine.Clock.Ticks >= guest.Engine.Deadline);
+        }
+
+        guest.Engine.Idle(); // it is over
+        guest.Engine.DetachThread();
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_kick_ends_idling_for_ever_and_is_taken_by_it(bool attached)
+    {
+        using var guest = new HardwareGuest(a => a.Exit());
+        if (attached)
+        {
+            guest.Engine.AttachThread();
+        }
+
+        for (int i = 0; i < 200; i++)
+        {
+            var kicker = new Thread(guest.Engine.Kick);
+            kicker.Start();
+            guest.Engine.Idle();
+            kicker.Join();
+        }
+
+        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        if (attached)
+        {
+            guest.Engine.DetachThread();
+        }
+    }
+
+    [Fact]
+    public void Time_limits_end_a_guest_that_is_interrupted_all_the_time()
+    {
+        using var guest = new HardwareGuest(LoopForEver);
+        guest.Engine.AttachThread();
+        using var limit = new CancellationTokenSource(Short);
+        using CancellationTokenRegistration kick = limit.Token.Register(guest.Engine.Kick);
+        guest.Engine.Deadline = 0; // each entry is ended by it, so that a kick is one among many
+        while (!limit.IsCancellationRequested)
+        {
+            Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        }
+
+        guest.Engine.DetachThread();
+    }
+
+    // ------------------------------------------------------------------------------------------ interrupts given and not taken
+
+    [Fact]
+    public void An_interrupt_that_a_kick_came_before_is_the_pending_event_of_a_stopped_machine()
+    {
+        using var guest = new HardwareGuest(a =>
+        {
+            a.sti();
+            a.LoopForEver();
+        }).InstallHandlers();
+        guest.Cpu.Idtr = new DescriptorTable(0x30_0000, 0xFFF);
+        guest.Engine.AttachThread();
+        guest.Engine.LoadLazyState();
+        guest.Engine.RequestInterruptWindow();
+        Assert.Equal(VmExitReason.InterruptWindow, guest.Engine.Run().Reason);
+        Assert.True(guest.Engine.AcceptsInterrupt);
+        guest.Engine.Inject(GuestEvent.Interrupt(0x33));
+        Assert.False(guest.Engine.AcceptsInterrupt); // one at a time
+        guest.Engine.Kick();
+        Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        guest.Engine.SaveLazyState();
+        Assert.Equal(GuestEvent.Interrupt(0x33), guest.Cpu.PendingEvent);
+        guest.Engine.DetachThread();
+
+        // Given once more, it comes once: the handler is the guest's end.
+        guest.Cpu.Rflags |= Rflags.If;
+        Assert.Equal(1, guest.RunToExit());
+        Assert.Equal(0x33UL, guest.Result(0));
+    }
+
+    [Fact]
+    public void Before_the_first_entry_the_cpus_own_flags_say_whether_an_interrupt_is_accepted()
+    {
+        using var guest = new HardwareGuest(a => a.Exit());
+        Assert.False(guest.Engine.AcceptsInterrupt);
+        guest.Cpu.Rflags |= Rflags.If;
+        Assert.True(guest.Engine.AcceptsInterrupt);
+        guest.Cpu.InterruptShadow = true;
+        Assert.False(guest.Engine.AcceptsInterrupt);
+    }
+
+    [Fact]
+    public void A_window_that_is_not_asked_for_again_does_not_open()
+    {
+        using var guest = new HardwareGuest(a =>
+        {
+            a.@out(0x80, al);
+            a.sti();
+            a.nop();
+            a.@out(0x80, al);
+            a.LoopForEver();
+        });
+        guest.Engine.AttachThread();
+        guest.Engine.RequestInterruptWindow();
+        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        guest.Engine.RequestInterruptWindow();
+        Assert.Equal(VmExitReason.InterruptWindow, guest.Engine.Run().Reason);
+        Assert.True(guest.Engine.AcceptsInterrupt);
+        guest.Engine.Deadline = Ahead(guest, 0.002);
+        Assert.Equal(VmExitReason.Interrupted, guest.Engine.Run().Reason);
+        guest.Engine.DetachThread();
+    }
 }
 
 /// <summary>Runs an engine without its core.</summary>

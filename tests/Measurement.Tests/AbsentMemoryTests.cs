@@ -1,3 +1,4 @@
+using System.Text;
 using Microsoft.Win32.SafeHandles;
 using VirtBench.Strategies;
 using VirtBench.Tests;
@@ -11,11 +12,11 @@ namespace VirtBench.Measurement.Tests;
 /// <summary>Whole guests on a host that does not have all of their memory.</summary>
 public sealed class AbsentMemoryTests
 {
-    private const ulong RamBytes = 16 << 20;
+    private const ulong RamBytes = 8 << 20;
     private const string Deterministic = "simulated-trap-and-emulate";
 
     /// <summary>Runs that one workload may take; of more accesses than this an even sample is faulted, and the output says so.</summary>
-    private const long MostRuns = 1200;
+    private const long MostRuns = 5000;
 
     public static TheoryData<string> Workloads => [.. WorkloadCatalog.All.Select(workload => workload.Id)];
 
@@ -80,8 +81,8 @@ public sealed class AbsentMemoryTests
             var pager = new TransientPager { RefuseAt = run * counting.Touches / runs };
             Final disturbed = Run(strategy, image, pager);
             Assert.Equal(
-                (undisturbed.Outcome, undisturbed.Console, undisturbed.Checksum),
-                (disturbed.Outcome, disturbed.Console, disturbed.Checksum)
+                (undisturbed.Outcome, Lines(undisturbed.Console), undisturbed.Checksum),
+                (disturbed.Outcome, Lines(disturbed.Console), disturbed.Checksum)
             );
         }
     }
@@ -123,18 +124,23 @@ public sealed class AbsentMemoryTests
         RunOutcome outcome = machine.Run(TimeSpan.FromMinutes(2), TestContext.Current.CancellationToken);
 
         Assert.Equal(expected.Outcome, outcome);
-        Assert.Equal(expected.Console, Convert.ToHexString([.. console]));
+        Assert.Equal(Lines(expected.Console), Lines(Encoding.ASCII.GetString([.. console])));
         Assert.True(pager.Fetched > 0);
         Assert.True(pager.Absent > 0);
         Assert.Equal(expected.Checksum, WorkloadResult.Read(machine.Memory).Checksum);
     }
 
-    private static BootOptions Options => new() { Parameters = [1, 1] };
+    private static BootOptions Options => new() { Parameters = [0, 1] };
 
     private static GuestImage Build(string id)
     {
         Workload workload = WorkloadCatalog.Find(id)!;
-        int filler = workload is SlottedWorkload slotted ? slotted.MinimumFiller : workload.DefaultFiller;
+        int filler = workload switch
+        {
+            SlottedWorkload slotted => slotted.MinimumFiller,
+            MiniOs => MiniOs.MinimumFiller,
+            _ => workload.DefaultFiller,
+        };
         return workload.Build(new WorkloadOptions(Math.Min(2, workload.MaximumTrapsPerUnit), filler));
     }
 
@@ -163,7 +169,7 @@ public sealed class AbsentMemoryTests
         RunOutcome outcome = machine.Run(TimeSpan.FromMinutes(2), TestContext.Current.CancellationToken);
         return new Final(
             outcome,
-            Convert.ToHexString([.. console]),
+            Encoding.ASCII.GetString([.. console]),
             StateDump.Of(machine.Cpu),
             StateDump.OfDevice(machine.Serial)
                 + StateDump.OfDevice(machine.Interrupts)
@@ -179,7 +185,7 @@ public sealed class AbsentMemoryTests
     // Through the file where there is one: reading a mapping would fill the holes of RAM.
     private static byte[] Content(GuestMemory memory)
     {
-        byte[] content = new byte[memory.Size];
+        byte[] content = GC.AllocateUninitializedArray<byte>((int)memory.Size);
         if (memory.FileDescriptor < 0)
         {
             memory.Read(0, content);
@@ -190,6 +196,9 @@ public sealed class AbsentMemoryTests
         Assert.Equal(content.Length, RandomAccess.Read(file, content, 0));
         return content;
     }
+
+    // Which of its processes prints first is the timer's to say, on a real CPU.
+    private static string Lines(string console) => string.Join('\n', console.Split('\n').Order(StringComparer.Ordinal));
 
     private static void AssertSame(Final expected, Final actual, string when)
     {

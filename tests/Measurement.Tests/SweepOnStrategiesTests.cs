@@ -93,7 +93,7 @@ public sealed class SweepOnStrategiesTests
         foreach (Strategy strategy in StrategiesUnderTest.Available())
         {
             using var machine = new VirtualMachine(1 << 20, strategy.CreateEngine);
-            foreach (Workload workload in WorkloadCatalog.All)
+            foreach (SlottedWorkload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
             {
                 GuestImage image = workload.Build(new WorkloadOptions(2, workload.DefaultFiller));
                 Assert.All(

@@ -103,4 +103,75 @@ public sealed class SerialPortTests
         Assert.Equal("A"u8, [.. _sent]);
         Assert.Equal(0xFFFF_FF60u, _serial.Read(SerialPort.FirstPort + 5, 4));
     }
+
+    // ------------------------------------------------------------------------------------------ the interrupt line
+
+    private readonly List<bool> _line = [];
+
+    private void Listen() => _serial.InterruptChanged = _line.Add;
+
+    [Fact]
+    public void The_line_follows_the_transmitter_with_an_edge_for_each_byte()
+    {
+        Listen();
+        Out(4, 0x08);
+        Out(1, 0x02);
+        Assert.Equal([true], _line);
+        Assert.Equal(0x02, In(2));
+        Assert.Equal([true, false], _line);
+        Out(0, 'a');
+        Out(0, 'b');
+        Assert.Equal([true, false, true, false, true], _line);
+        Out(1, 0);
+        Assert.False(_line[^1]);
+    }
+
+    [Fact]
+    public void Out2_is_the_gate_of_the_line()
+    {
+        Listen();
+        Out(1, 0x02);
+        Assert.Empty(_line);
+        Out(4, 0x08);
+        Assert.Equal([true], _line);
+        Out(4, 0x00);
+        Assert.Equal([true, false], _line);
+        Out(4, 0x18); // loopback disconnects it
+        Assert.Equal([true, false], _line);
+    }
+
+    [Fact]
+    public void What_was_received_in_loopback_requests_when_that_is_over_until_it_is_read()
+    {
+        Listen();
+        Out(2, 0x01);
+        Out(4, 0x18);
+        Out(1, 0x01);
+        Out(0, 'x');
+        Out(0, 'y');
+        Assert.Empty(_line);
+        Assert.Equal(0xC4, In(2));
+        Out(4, 0x08);
+        Assert.Equal([true], _line);
+        Assert.Equal(('x', true), ((char)In(0), _line[^1]));
+        Assert.Equal(('y', false), ((char)In(0), _line[^1]));
+    }
+
+    [Fact]
+    public void The_causes_of_an_interrupt_have_their_order()
+    {
+        Out(4, 0x10);
+        Out(1, 0x0F);
+        Out(0, '1');
+        Out(0, '2'); // overrun
+        Out(4, 0x13); // modem lines change
+        Assert.Equal(0x06, In(2));
+        Assert.Equal(0x63, In(5));
+        Assert.Equal(0x04, In(2));
+        Assert.Equal('1', (char)In(0));
+        Assert.Equal(0x02, In(2)); // which acknowledges it
+        Assert.Equal(0x00, In(2));
+        _ = In(6);
+        Assert.Equal(0x01, In(2));
+    }
 }

@@ -150,6 +150,16 @@ public sealed class TransactionTests
             a => a.iretq(),
             Popped(GuestMachine.Code, GuestMachine.AbsentCode, 0x246, Page, GuestMachine.KernelData)
         ),
+        ["iretq whose frame begins where there is no RAM"] = Emulated(
+            a => a.iretq(),
+            m =>
+            {
+                _ = m.Map(Page, NoRam);
+                m.Memory.Write(Second, (ulong)GuestMachine.KernelCode);
+                m.Memory.Write(Second + 24, (ulong)GuestMachine.KernelData);
+                m.Cpu.Rsp = Page + 0xFF8;
+            }
+        ),
         ["retf"] = Emulated(a => a.db(0x48, 0xCB), Popped(GuestMachine.Code, GuestMachine.KernelCode)),
         ["retf to ring 3"] = Emulated(
             a => a.db(0x48, 0xCB),
@@ -266,6 +276,42 @@ public sealed class TransactionTests
         Assert.True(fetched > 1);
     }
 
+    [Fact]
+    public void The_engine_hears_of_changes_when_they_are_committed_and_never_of_what_was_undone()
+    {
+        using var machine = new GuestMachine();
+        using var transaction = new Transaction(
+            machine.Cpu,
+            machine.Memory.Attach(new TransientPager()),
+            machine.Engine,
+            machine.Absent
+        );
+        machine.Engine.Calls.Clear();
+        transaction.Begin();
+        transaction.SaveLazyState();
+        transaction.LoadLazyState();
+        transaction.SaveLazyState(); // the CPU's is the newest now
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        Assert.Equal(["save"], machine.Engine.Calls);
+        transaction.RollBack();
+        transaction.Commit();
+        Assert.Equal(["save"], machine.Engine.Calls);
+
+        transaction.Begin();
+        transaction.LoadLazyState();
+        transaction.SwitchAddressSpace();
+        transaction.InvalidatePage(0x1000);
+        transaction.CommitRepetition();
+        Assert.Equal(["save", "load", "switch", "invalidate 1000"], machine.Engine.Calls);
+        transaction.SwitchAddressSpace();
+        transaction.RollBack();
+        transaction.Commit();
+        transaction.Commit();
+        Assert.Equal(4, machine.Engine.Calls.Count);
+        Assert.Equal(1, transaction.Repetitions);
+    }
+
     private sealed record Outcome(string What, string Cpu, ulong Memory, string Ports, string Engine, long Unclaimed);
 
     private static Outcome Run(Case test, TransientPager? pager)
@@ -361,7 +407,13 @@ public sealed class TransactionTests
             }
             catch (HostPageAbsentException absent)
             {
+                long asked = machine.Absent.UnclaimedAccesses;
                 transaction.RollBack();
+                if (test.DataAccess)
+                {
+                    Assert.Equal(asked, machine.Absent.UnclaimedAccesses); // no device will be asked twice
+                }
+
                 if (transaction.Repetitions == 0)
                 {
                     Assert.Equal(before, StateDump.Of(machine.Cpu));

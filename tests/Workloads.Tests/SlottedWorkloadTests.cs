@@ -286,6 +286,7 @@ public sealed class SlottedWorkloadTests
                 "pte-update",
                 "timer-interrupt",
                 "self-modifying",
+                "mini-os",
             ],
             WorkloadCatalog.All.Select(workload => workload.Id)
         );

@@ -5,6 +5,7 @@ using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 
 namespace VirtBench.Cli.Commands;
 
@@ -177,6 +178,19 @@ internal static class ExecCommand
             output.WriteLine($"   {count, 12} counted by the kernel  {statistic}");
         }
 
+        if (result.Interrupts is { } interrupts)
+        {
+            TimerStatistics timer = interrupts.Timer;
+            output.WriteLine(
+                $"   timer ticks: {timer.Ticks}, of them late {timer.Late}, still owed {timer.Owed}, behind the mask {timer.Masked}; "
+                    + $"spurious interrupts: {interrupts.Spurious}"
+            );
+            foreach (InterruptLineStatistics line in interrupts.Lines)
+            {
+                output.WriteLine($"   {line.Taken, 12} interrupts  line {line.Line}, of {line.Requests} requests");
+            }
+        }
+
         foreach (MeasuredRegion region in result.Regions)
         {
             output.WriteLine(
@@ -216,6 +230,7 @@ internal static class ExecCommand
             }),
             result.Exits,
             result.KernelStatistics,
+            result.Interrupts,
             result.Faithful,
             result.Notes,
             result.TimeSource,

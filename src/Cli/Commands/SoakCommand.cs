@@ -173,7 +173,8 @@ internal static class SoakCommand
                 Taken = result.TicksTaken,
                 Late = result.TicksLate,
                 Owed = result.TicksOwed,
-                Expected = result.TicksExpected,
+                Least = result.TicksLeast,
+                Most = result.TicksMost,
             },
             Kernel = new
             {

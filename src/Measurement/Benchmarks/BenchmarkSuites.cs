@@ -16,6 +16,8 @@ public static class BenchmarkSuites
             [
                 typeof(TrapBenchmarks),
                 typeof(AddressSpaceSwitchBenchmarks),
+                typeof(PageTableUpdateBenchmarks),
+                typeof(KickBenchmarks),
                 typeof(HardwareExitBenchmarks),
                 typeof(InterpreterBenchmarks),
             ]
@@ -32,6 +34,21 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(HardwareExitBenchmarks))))
         {
             HardwareFloorComparison.Print(Console.Out);
+        }
+
+        if (
+            OperatingSystem.IsLinux()
+            && summaries.Any(summary =>
+                Ran(summary, typeof(AddressSpaceSwitchBenchmarks)) || Ran(summary, typeof(PageTableUpdateBenchmarks))
+            )
+        )
+        {
+            ShadowPagingComparison.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(KickBenchmarks))))
+        {
+            KickLatency.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));

@@ -1,10 +1,7 @@
 using System.Runtime.Versioning;
 using BenchmarkDotNet.Attributes;
-using Iced.Intel;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.TrapAndEmulate;
-using VirtBench.Vmm.Boot;
-using VirtBench.Vmm.Memory;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Measurement.Benchmarks;
@@ -66,86 +63,5 @@ public class TrapBenchmarks : IDisposable
         _calibration?.Dispose();
         _guest?.Dispose();
         GC.SuppressFinalize(this);
-    }
-}
-
-/// <summary>
-/// One CR3 write under direct execution with shadow policy <c>flush</c>, and the guest's touching (read, add, write) of all
-/// its pages after it. The pages are contiguous, so the refill is one run.
-/// </summary>
-[Config(typeof(InProcessConfiguration))]
-[SupportedOSPlatform("linux")]
-public class AddressSpaceSwitchBenchmarks : IDisposable
-{
-    private const int Switches = 100;
-    private const ulong WorkingSet = 0x4000_0000;
-
-    private RepeatingGuest? _guest;
-
-    /// <summary>Pages that the guest touches in each address space.</summary>
-    [Params(1, 8, 64)]
-    public int Pages { get; set; }
-
-    /// <summary>Builds two address spaces and boots the guest.</summary>
-    [GlobalSetup]
-    public void SetUp()
-    {
-        const ulong firstTables = 0x20_0000;
-        const ulong secondTables = 0x30_0000;
-        _guest = new RepeatingGuest(
-            new TrapAndEmulateStrategy(),
-            Switches / 2,
-            a =>
-            {
-                SwitchAndTouch(a, firstTables);
-                SwitchAndTouch(a, secondTables);
-            }
-        );
-        BuildTables(_guest.Memory, firstTables, 0x80_0000);
-        BuildTables(_guest.Memory, secondTables, 0x100_0000);
-    }
-
-    /// <summary>One switch and the touches.</summary>
-    [Benchmark(OperationsPerInvoke = Switches)]
-    public void Switch() => _guest!.Run();
-
-    /// <summary>Ends the guest.</summary>
-    [GlobalCleanup]
-    public void Dispose()
-    {
-        _guest?.Dispose();
-        GC.SuppressFinalize(this);
-    }
-
-    // Clobbers RAX, RDI and ECX; the loop around it counts in R15.
-    private void SwitchAndTouch(Assembler a, ulong tables)
-    {
-        Label touch = a.CreateLabel();
-        a.mov(rax, tables);
-        a.mov(cr3, rax);
-        a.mov(rdi, WorkingSet);
-        a.mov(ecx, Pages);
-        a.Label(ref touch);
-        a.add(__qword_ptr[rdi], rcx);
-        a.add(rdi, (int)GuestMemory.PageSize);
-        a.dec(ecx);
-        a.jne(touch);
-    }
-
-    // A PML4 and page-directory-pointer table of its own, the identity map's first GiB shared, one page table of data.
-    private void BuildTables(GuestMemory memory, ulong tables, ulong data)
-    {
-        const ulong rights = Pte.Present | Pte.Writable;
-        ulong pointers = tables + 0x1000;
-        ulong directory = tables + 0x2000;
-        ulong pages = tables + 0x3000;
-        memory.Write(tables, pointers | rights);
-        memory.Write(pointers, (PhysicalLayout.PageTables + 0x2000) | rights);
-        memory.Write(pointers + 8, directory | rights);
-        memory.Write(directory, pages | rights);
-        for (int i = 0; i < Pages; i++)
-        {
-            memory.Write(pages + (8 * (ulong)i), (data + (GuestMemory.PageSize * (ulong)i)) | rights);
-        }
     }
 }

@@ -18,9 +18,11 @@ internal sealed class RepeatingGuest : IDisposable
 
     private readonly VirtualMachine _machine;
 
-    /// <summary>A guest that repeats what <paramref name="body"/> assembles; R15 is the loop's.</summary>
+    /// <summary>
+    /// A guest that repeats what <paramref name="body"/> assembles, after <paramref name="first"/> once; R15 is the loop's.
+    /// </summary>
     /// <exception cref="PlatformNotSupportedException">This host cannot run the strategy; the message says why.</exception>
-    public RepeatingGuest(Strategy strategy, int count, Action<Assembler> body)
+    public RepeatingGuest(Strategy strategy, int count, Action<Assembler> body, Action<Assembler>? first = null)
     {
         if (strategy.UnavailableReason() is { } reason)
         {
@@ -28,17 +30,18 @@ internal sealed class RepeatingGuest : IDisposable
         }
 
         _machine = new VirtualMachine(64 << 20, strategy.CreateEngine);
-        Load(_machine, count, body);
+        Load(_machine, count, body, first);
     }
 
     public GuestMemory Memory => _machine.Memory;
 
     /// <summary>Puts the guest into a machine.</summary>
-    public static void Load(VirtualMachine machine, int count, Action<Assembler> body)
+    public static void Load(VirtualMachine machine, int count, Action<Assembler> body, Action<Assembler>? first = null)
     {
         var a = new Assembler(64);
         Label forever = a.CreateLabel();
         Label again = a.CreateLabel();
+        first?.Invoke(a);
         a.Label(ref forever);
         a.mov(r15d, count);
         a.Label(ref again);

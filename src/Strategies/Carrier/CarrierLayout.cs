@@ -192,7 +192,7 @@ internal struct ControlPage
     public uint KickPending;
 
     /// <summary>
-    /// The kick handler has stopped the guest, so the kick signal is still blocked: return by rt_sigreturn once.
+    /// The kick handler has stopped the guest, so the kick signal is still blocked: to be unblocked once the exit is published.
     /// </summary>
     [FieldOffset(0x94)]
     public uint KickBlocked;
@@ -203,6 +203,10 @@ internal struct ControlPage
     /// </summary>
     [FieldOffset(0xA0)]
     public ulong Peer;
+
+    /// <summary>An empty signal mask, for rt_sigprocmask.</summary>
+    [FieldOffset(0xA8)]
+    public ulong EmptyMask;
 
     /// <summary>For the calibration handler: bytes to skip.</summary>
     [FieldOffset(0x98)]

@@ -419,14 +419,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
         SetHandler(Linux.SigUsr1, CarrierStub.Instance.KickAddress, flags: 0);
         *(ulong*)Scratch = 0;
-        Call(
-            Linux.SysRtSigprocmask,
-            2 /* SIG_SETMASK */
-            ,
-            ScratchAddress,
-            0,
-            8
-        );
+        Call(Linux.SysRtSigprocmask, Linux.SigSetmask, ScratchAddress, 0, 8);
         if (options.TrapTimeStampCounter)
         {
             Call(Linux.SysPrctl, Linux.PrSetTsc, Linux.PrTscSigsegv);

@@ -150,17 +150,32 @@ internal sealed class CarrierStub
     // kick finds this one waiting, and its frame must not lie where the other's is.
     private void Publish()
     {
+        Label awake = _a.CreateLabel();
         _a.Label(ref _publish);
         _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.mov(ebp, CarrierState.Exited);
         _a.mov(eax, ebp);
         _a.xchg(Word(nameof(ControlPage.State)), eax);
         _a.cmp(Word(nameof(ControlPage.VmmSleeps)), 0);
-        _a.je(_wait);
+        _a.je(awake);
         _a.lea(rdi, Word(nameof(ControlPage.State)));
         _a.mov(esi, Linux.FutexWake);
         _a.mov(edx, 1);
         _a.mov(eax, Linux.SysFutex);
+        _a.syscall();
+
+        // A kick has led here, and the kernel blocks the signal until the handler returns, which it does not. Unblocked now, a second
+        // one finds this carrier waiting; at the next return to the guest it would come before the guest's first instruction, every time
+        // that it was early enough, and a guest with a fast timer would never get on.
+        _a.Label(ref awake);
+        _a.cmp(Word(nameof(ControlPage.KickBlocked)), 0);
+        _a.je(_wait);
+        _a.mov(Word(nameof(ControlPage.KickBlocked)), 0);
+        _a.mov(edi, Linux.SigSetmask);
+        _a.lea(rsi, Quad(nameof(ControlPage.EmptyMask)));
+        _a.xor(edx, edx);
+        _a.mov(r10d, 8);
+        _a.mov(eax, Linux.SysRtSigprocmask);
         _a.syscall();
     }
 
@@ -208,7 +223,6 @@ internal sealed class CarrierStub
     {
         Label notKicked = _a.CreateLabel();
         Label basesLoaded = _a.CreateLabel();
-        Label bySignalReturn = _a.CreateLabel();
         _a.Label(ref _resume);
         _a.cmp(Word(nameof(ControlPage.KickPending)), 0);
         _a.je(notKicked);
@@ -225,12 +239,8 @@ internal sealed class CarrierStub
         _a.wrgsbase(rax);
         _a.Label(ref basesLoaded);
         _a.mov(rdi, Quad(nameof(ControlPage.Ucontext)));
-        _a.cmp(Word(nameof(ControlPage.KickBlocked)), 0);
-        _a.jne(bySignalReturn); // only the kernel can unblock it
         _a.cmp(Word(nameof(ControlPage.ReturnByIret)), 0);
         _a.jne(_resumeByIret);
-        _a.Label(ref bySignalReturn);
-        _a.mov(Word(nameof(ControlPage.KickBlocked)), 0);
         _a.mov(rsp, rdi); // what the handler's RET would leave for the restorer
 
         _a.Label(ref _signalReturn);
@@ -239,8 +249,7 @@ internal sealed class CarrierStub
         _a.ud2();
     }
 
-    // In: RDI ucontext. The kernel's mask and signal stack need no restoring: the mask is empty (a kick that left it not so
-    // goes the other way), the stack stays armed.
+    // In: RDI ucontext. The kernel's mask and signal stack need no restoring: the mask is empty (see Publish), the stack stays armed.
     // RSP is set together with RIP by IRETQ, so that a kick up to the last instruction finds RSP on the signal stack.
     private void ResumeByIret()
     {
@@ -356,7 +365,7 @@ internal sealed class CarrierStub
     // In: RDX ucontext of what was interrupted. The guest: an ordinary exit. The resume section: the guest has not run yet
     // and its frame is whole, so publish that. Anywhere else in the stub: remember, and go back to it.
     // The kernel blocks the signal while this runs, or a storm of kicks would nest frames until the signal stack is full.
-    // rt_sigreturn unblocks it; the two ways out that do not end there leave word for the next resume.
+    // rt_sigreturn unblocks it; the two ways out that do not end there leave word for Publish.
     private void Kick()
     {
         Label inStub = _a.CreateLabel();

@@ -10,7 +10,7 @@ internal readonly record struct BpfInstruction(ushort Code, byte JumpTrue, byte 
 /// <summary>
 /// What a carrier may ask of the kernel after set-up. Every system call from outside the stub raises SIGSYS (where syscall
 /// user dispatch has not done so before), which is how a guest's SYSCALL and INT 0x80 reach the VMM. From the stub, which a guest may jump into with registers of its
-/// choice: rt_sigreturn, futex to wait and wake, exit_group, and mmap of guest RAM, munmap and mprotect below the window.
+/// choice: rt_sigreturn and rt_sigprocmask, futex to wait and wake, exit_group, and mmap of guest RAM, munmap and mprotect below the window.
 /// Memory of any other kind (anonymous, private copies) it cannot get, so what it can use up is what the VM was given.
 /// </summary>
 internal static class SeccompFilter
@@ -62,7 +62,7 @@ internal static class SeccompFilter
         Verdict(Trap);
 
         Load(NumberOffset);
-        foreach (int free in (int[])[Linux.SysRtSigreturn, Linux.SysExitGroup])
+        foreach (int free in (int[])[Linux.SysRtSigreturn, Linux.SysRtSigprocmask, Linux.SysExitGroup])
         {
             program.Add(new(JumpEqual, 0, 1, (uint)free));
             Verdict(Allow);

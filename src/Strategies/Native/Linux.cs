@@ -53,6 +53,7 @@ internal static unsafe partial class Linux
     public const int SigSegv = 11;
     public const int SigSys = 31;
 
+    public const int SigSetmask = 2;
     public const ulong SaSiginfo = 4;
     public const ulong SaRestorer = 0x0400_0000;
     public const ulong SaOnstack = 0x0800_0000;

@@ -40,8 +40,13 @@ internal sealed unsafe partial class DirectExecutionEngine
 
         lock (_foreignGate)
         {
-            List<(ulong, ulong)> writes = _foreignWrites ?? [];
-            if (writes.Count >= MaximumForeignWrites)
+            List<(ulong Address, ulong Length)> writes = _foreignWrites ?? [];
+            if (writes.Count > 0 && writes[^1].Address + writes[^1].Length == address)
+            {
+                (address, length) = (writes[^1].Address, writes[^1].Length + length);
+                writes.RemoveAt(writes.Count - 1);
+            }
+            else if (writes.Count >= MaximumForeignWrites)
             {
                 writes.Clear();
                 (address, length) = (0, _memory.Size);

@@ -3,8 +3,8 @@ namespace VirtBench.Vmm.Devices;
 /// <summary>
 /// A 16550A UART at COM1 as polling and interrupt-driven drivers probe and use it (PC16550D data sheet, National
 /// Semiconductor, section 8). Sending takes no time: the transmitter is always empty. Nothing is ever received except what
-/// the guest sends itself in loopback mode. The interrupt line is not connected; the interrupt identification register
-/// shows what it would say.
+/// the guest sends itself in loopback mode. Its interrupt goes through the gate that OUT2 opens on a PC: the line is up while OUT2
+/// is set, loopback off, and the interrupt identification register names a cause.
 /// </summary>
 public sealed class SerialPort : IIoDevice
 {
@@ -14,15 +14,27 @@ public sealed class SerialPort : IIoDevice
     /// <summary>How many ports it has.</summary>
     public const int PortCount = 8;
 
+    /// <summary>Interrupt line of COM1.</summary>
+    public const int Line = 4;
+
     private const int FifoSize = 16;
 
     private const byte IerReceive = 0x01;
     private const byte IerTransmit = 0x02;
     private const byte IerLineStatus = 0x04;
+    private const byte IerModemStatus = 0x08;
     private const byte FcrEnable = 0x01;
     private const byte FcrClearReceive = 0x02;
     private const byte LcrDivisorLatch = 0x80;
+    private const byte McrOut2 = 0x08;
     private const byte McrLoopback = 0x10;
+
+    // Interrupt identification (data sheet, table II), the lowest priority last.
+    private const byte IirLineStatus = 0x06;
+    private const byte IirReceive = 0x04;
+    private const byte IirTransmit = 0x02;
+    private const byte IirModemStatus = 0x00;
+    private const byte IirNone = 0x01;
     private const byte LsrDataReady = 0x01;
     private const byte LsrOverrun = 0x02;
     private const byte LsrTransmitterEmpty = 0x60; // holding register and shift register
@@ -44,6 +56,11 @@ public sealed class SerialPort : IIoDevice
     /// <summary>Told of every byte the guest sends, on the vCPU's thread.</summary>
     public Action<byte>? Transmitted { get; set; }
 
+    /// <summary>Told when the interrupt line rises or falls.</summary>
+    public Action<bool>? InterruptChanged { get; set; }
+
+    private bool _interrupts;
+
     private bool Loopback => (_modemControl & McrLoopback) != 0;
 
     private int Capacity => _fifoEnabled ? FifoSize : 1;
@@ -53,6 +70,7 @@ public sealed class SerialPort : IIoDevice
     {
         // The device is 8 bits wide: the bus fills what is above with ones.
         uint value = ReadByte(port - FirstPort);
+        DriveLine();
         return size switch
         {
             1 => value,
@@ -62,7 +80,21 @@ public sealed class SerialPort : IIoDevice
     }
 
     /// <inheritdoc/>
-    public void Write(ushort port, int size, uint value) => WriteByte(port - FirstPort, (byte)value);
+    public void Write(ushort port, int size, uint value)
+    {
+        WriteByte(port - FirstPort, (byte)value);
+        DriveLine();
+    }
+
+    private void DriveLine()
+    {
+        bool up = (_modemControl & (McrOut2 | McrLoopback)) == McrOut2 && Cause != IirNone;
+        if (up != _interrupts)
+        {
+            _interrupts = up;
+            InterruptChanged?.Invoke(up);
+        }
+    }
 
     private byte ReadByte(int register)
     {
@@ -142,6 +174,9 @@ public sealed class SerialPort : IIoDevice
 
     private void Transmit(byte value)
     {
+        // The byte fills the holding register, which is empty again at once: an edge of its own for each byte.
+        _transmitInterrupt = false;
+        DriveLine();
         _transmitInterrupt = true;
         if (!Loopback)
         {
@@ -172,26 +207,22 @@ public sealed class SerialPort : IIoDevice
         return value;
     }
 
+    private byte Cause =>
+        _overrun && (_interruptEnable & IerLineStatus) != 0 ? IirLineStatus
+        : _receivedCount > 0 && (_interruptEnable & IerReceive) != 0 ? IirReceive
+        : _transmitInterrupt && (_interruptEnable & IerTransmit) != 0 ? IirTransmit
+        : _modemDelta != 0 && (_interruptEnable & IerModemStatus) != 0 ? IirModemStatus
+        : IirNone;
+
     private byte InterruptIdentification()
     {
-        byte fifo = _fifoEnabled ? (byte)0xC0 : (byte)0;
-        if (_overrun && (_interruptEnable & IerLineStatus) != 0)
-        {
-            return (byte)(fifo | 0x06);
-        }
-
-        if (_receivedCount > 0 && (_interruptEnable & IerReceive) != 0)
-        {
-            return (byte)(fifo | 0x04);
-        }
-
-        if (_transmitInterrupt && (_interruptEnable & IerTransmit) != 0)
+        byte cause = Cause;
+        if (cause == IirTransmit)
         {
             _transmitInterrupt = false; // reading it acknowledges it
-            return (byte)(fifo | 0x02);
         }
 
-        return (byte)(fifo | 0x01);
+        return (byte)((_fifoEnabled ? 0xC0 : 0) | cause);
     }
 
     // In loopback the four outputs come back as the four inputs; otherwise a terminal that is there and ready.

@@ -50,6 +50,7 @@ public sealed partial class VirtualMachine : IDisposable
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
         Interrupts = new InterruptController();
         Timer = new IntervalTimer(_engine.Clock, Interrupts);
+        Serial.InterruptChanged = up => Interrupts.SetLine(SerialPort.Line, up);
         Ports.Attach(Interrupts, InterruptController.MasterPort, InterruptController.PortCount);
         Ports.Attach(Interrupts, InterruptController.SlavePort, InterruptController.PortCount);
         Ports.Attach(Timer, IntervalTimer.FirstPort, IntervalTimer.PortCount);
@@ -147,6 +148,32 @@ public sealed partial class VirtualMachine : IDisposable
     /// they are until the process ends, since that thread may go on using them. <see cref="Dispose"/> then does nothing.
     /// </summary>
     public void Abandon() => _abandoned = true;
+
+    /// <summary>
+    /// What became of the interrupts so far; null when the guest has never initialized an interrupt controller.
+    /// </summary>
+    public InterruptStatistics? InterruptStatistics()
+    {
+        if (!Interrupts.IsUsed)
+        {
+            return null;
+        }
+
+        var lines = new List<InterruptLineStatistics>();
+        for (int line = 0; line < InterruptController.Lines; line++)
+        {
+            if (Interrupts.Requests[line] > 0)
+            {
+                lines.Add(new(line, Interrupts.Requests[line], Interrupts.Acknowledgements[line]));
+            }
+        }
+
+        return new InterruptStatistics(
+            lines,
+            Interrupts.Spurious,
+            new TimerStatistics(Timer.Ticks, Timer.Late, Timer.Owed, Timer.Masked)
+        );
+    }
 
     /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
     public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();

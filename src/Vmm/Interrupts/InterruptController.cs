@@ -28,6 +28,9 @@ public sealed class InterruptController : IIoDevice
     private readonly long[] _requests = new long[Lines];
     private readonly long[] _acknowledgements = new long[Lines];
 
+    /// <summary>Whether the guest has initialized either chip.</summary>
+    public bool IsUsed => _master.IsInitialized || _slave.IsInitialized;
+
     /// <summary>INTR: an interrupt waits for the CPU to take it.</summary>
     public bool Requested { get; private set; }
 
@@ -179,6 +182,9 @@ public sealed class InterruptController : IIoDevice
         private bool _readsInService;
         private bool _poll;
         private bool _initialized;
+
+        /// <summary>It has had its first ICW1.</summary>
+        public bool IsInitialized => _initialized;
 
         /// <summary>The next read answers a poll command.</summary>
         public bool IsPolled => _poll;

@@ -10,9 +10,8 @@ namespace VirtBench.Workloads;
 /// </summary>
 /// <remarks>
 /// Boot parameters beyond those of every workload: <see cref="MiniOsParameter"/>. The units are shared out among the processes. Every
-/// process prints the checksum of its work and hands it to the kernel, which combines them in the order of the processes and
-/// prints one line. Nothing in them depends on time or on how the processes were interleaved: it is the same on
-/// every strategy. It differs from k to k, because some of the system calls give heap pages back.
+/// process writes the checksum of its work and hands it to the kernel, which prints and combines them in the order of the
+/// processes. Nothing of that depends on time or on how the processes were interleaved: it is the same on every strategy. It differs from k to k, because some of the system calls give heap pages back.
 /// </remarks>
 public sealed class MiniOs : Workload
 {

@@ -61,7 +61,7 @@ internal sealed partial class MiniOsKernel
         a.jmp(_schedule);
     }
 
-    /// <summary>The last process has ended: combines the results in the order of the processes, prints and leaves them.</summary>
+    /// <summary>The last process has ended: prints what they have written, combines their results and leaves them.</summary>
     private void EmitFinish()
     {
         Assembler a = _a;
@@ -80,6 +80,7 @@ internal sealed partial class MiniOsKernel
             a.imul(r12, r13);
         }
 
+        PrintOutputs();
         Say($"mini-os: {_processes} processes, ");
         a.mov(rdi, At(KernelVariable.Units));
         a.call(_printDecimal);
@@ -95,6 +96,22 @@ internal sealed partial class MiniOsKernel
         EmitExit(0);
     }
 
+    /// <summary>Of each process that has written anything. Clobbers rax, rcx, rdx and rsi.</summary>
+    private void PrintOutputs()
+    {
+        Assembler a = _a;
+        for (int process = 0; process < _processes; process++)
+        {
+            Label silent = a.CreateLabel();
+            a.mov(esi, (uint)Process(process) + ProcessBlock.OutputLength);
+            a.cmp(__qword_ptr[rsi], 0);
+            a.je(silent);
+            a.call(_print);
+            a.Label(ref silent);
+            a.nop();
+        }
+    }
+
     /// <summary>
     /// Reads the count once more: the timer's account is then that of this moment. Interrupts are off since the last process
     /// gave up the CPU. Clobbers rax and rdx.
@@ -103,11 +120,13 @@ internal sealed partial class MiniOsKernel
     {
         const int latchChannel0 = 0;
         Assembler a = _a;
+        ReadTimeStamp();
+        a.mov(At(Field.TimerReadEarliest), rax);
         Out(IntervalTimer.FirstPort + 3, latchChannel0);
         a.@in(al, (byte)IntervalTimer.FirstPort);
         a.@in(al, (byte)IntervalTimer.FirstPort);
         ReadTimeStamp();
-        a.mov(At(Field.TimerEnd), rax);
+        a.mov(At(Field.TimerReadLatest), rax);
     }
 
     private void EmitExit(byte status)

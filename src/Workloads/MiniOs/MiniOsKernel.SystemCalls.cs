@@ -1,5 +1,4 @@
 using Iced.Intel;
-using VirtBench.Vmm.Devices;
 using VirtBench.Vmm.Memory;
 using static Iced.Intel.AssemblerRegisters;
 using Field = VirtBench.Workloads.MiniOsStatistics.Field;
@@ -110,32 +109,17 @@ internal sealed partial class MiniOsKernel
         a.jmp(_resume);
     }
 
-    /// <summary>A whole line at once, so that the lines of processes do not mix.</summary>
+    /// <summary>Keeps the byte until the end: what is printed must not depend on who was first.</summary>
     private void EmitWrite()
     {
         Assembler a = _a;
-        Label flush = a.CreateLabel();
-        Label kept = a.CreateLabel();
-        Label next = a.CreateLabel();
-        a.mov(rcx, __[rbx + ProcessBlock.LineLength]);
+        a.mov(rcx, __[rbx + ProcessBlock.OutputLength]);
+        a.cmp(ecx, ProcessBlock.OutputCapacity);
+        a.jae(_refuse);
         a.mov(eax, edi);
-        a.mov(__[rbx + rcx + ProcessBlock.Line], al);
+        a.mov(__[rbx + rcx + ProcessBlock.Output], al);
         a.inc(rcx);
-        a.cmp(al, (sbyte)'\n');
-        a.je(flush);
-        a.cmp(ecx, ProcessBlock.LineCapacity);
-        a.jne(kept);
-        a.Label(ref flush);
-        a.lea(rsi, __[rbx + ProcessBlock.Line]);
-        a.mov(edx, SerialPort.FirstPort);
-        a.Label(ref next);
-        a.mov(al, __[rsi]);
-        a.@out(dx, al);
-        a.inc(rsi);
-        a.dec(rcx);
-        a.jne(next);
-        a.Label(ref kept);
-        a.mov(__[rbx + ProcessBlock.LineLength], rcx);
+        a.mov(__[rbx + ProcessBlock.OutputLength], rcx);
         a.xor(eax, eax);
         a.jmp(_answer);
     }

@@ -160,9 +160,11 @@ internal static class ProcessBlock
     public const int FirstResult = 0x1D8;
     public const int Rounds = 0x1E0;
     public const int Units = 0x1E8;
-    public const int LineLength = 0x1F0;
-    public const int Line = 0x200;
-    public const int LineCapacity = 0x100;
+
+    /// <summary>What the process has written: a length, and at <see cref="Output"/> the bytes, as a string of the kernel's.</summary>
+    public const int OutputLength = 0x1F8;
+    public const int Output = 0x200;
+    public const int OutputCapacity = 0x200;
 }
 
 /// <summary>What a process is waiting for.</summary>
@@ -195,7 +197,9 @@ public enum MiniOsCall
     /// <summary>Sleeps for RDI timer ticks.</summary>
     Sleep,
 
-    /// <summary>Writes the byte in RDI to the process's line, which goes to the console when it is complete.</summary>
+    /// <summary>
+    /// Writes the byte in RDI. It goes to the console when all processes have ended, in their order; after 512 bytes it is refused.
+    /// </summary>
     Write,
 
     /// <summary>Hands in the checksum of a round, RDI, of RSI units: every round's must be the first's.</summary>
