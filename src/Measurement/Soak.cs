@@ -19,7 +19,10 @@ public sealed record SoakOptions
     public int Processes { get; init; } = 4;
 
     /// <summary>Timer frequency in hertz.</summary>
-    public int TimerHertz { get; init; } = MiniOs.DefaultTimerHertz;
+    public int TimerHertz { get; init; } = DefaultTimerHertz;
+
+    /// <summary>Timer frequency in hertz when none is given.</summary>
+    public const int DefaultTimerHertz = 250;
 
     /// <summary>System calls per work unit.</summary>
     public int CallsPerUnit { get; init; } = 4;
@@ -149,8 +152,14 @@ public static class Soak
             }
         );
         var console = new ArrayBufferWriter<byte>();
+        TimerAccount account = default;
         machine.Serial.Transmitted = value =>
         {
+            if (console.WrittenCount == 0)
+            {
+                account = TimerAccount.Of(machine); // the guest has looked at its clock before, and will again
+            }
+
             if (console.WrittenCount < 1 << 16)
             {
                 console.Write([value]);
@@ -188,14 +197,11 @@ public static class Soak
 
         // The timer loads its count at the pulse after the write, and time is rounded to pulses at both ends.
         const int edge = 2;
-        var account = new TimerAccount(
-            machine.Timer.Ticks,
-            machine.Interrupts.Acknowledgements[IntervalTimer.Line],
-            machine.Timer.Late,
-            machine.Timer.Owed + (machine.Interrupts.IsPending(IntervalTimer.Line) ? 1 : 0),
-            Periods(statistics, machine, statistics.TimerReadEarliest - statistics.TimerStartLatest, -edge),
-            Periods(statistics, machine, statistics.TimerReadLatest - statistics.TimerStartEarliest, edge)
-        );
+        account = account with
+        {
+            Least = Periods(statistics, machine, statistics.TimerReadEarliest - statistics.TimerStartLatest, -edge),
+            Most = Periods(statistics, machine, statistics.TimerReadLatest - statistics.TimerStartEarliest, edge),
+        };
         double guest = (double)statistics.Ticks * statistics.TimerReload / IntervalTimer.Hertz * 1e9;
         return new SoakResult(
             strategy.Id,
@@ -335,7 +341,19 @@ public static class Soak
     /// <param name="Owed">Edges that have not become an acknowledged interrupt yet.</param>
     /// <param name="Least">Fewest edges by the guest's time-stamp counter.</param>
     /// <param name="Most">Most edges by that.</param>
-    internal readonly record struct TimerAccount(long Made, long Taken, long Late, long Owed, long Least, long Most);
+    internal readonly record struct TimerAccount(long Made, long Taken, long Late, long Owed, long Least, long Most)
+    {
+        /// <summary>That of this moment, without the bounds.</summary>
+        public static TimerAccount Of(VirtualMachine machine) =>
+            new(
+                machine.Timer.Ticks,
+                machine.Interrupts.Acknowledgements[IntervalTimer.Line],
+                machine.Timer.Late,
+                machine.Timer.Owed + (machine.Interrupts.IsPending(IntervalTimer.Line) ? 1 : 0),
+                0,
+                0
+            );
+    }
 
     /// <summary>Does something at intervals until it is disposed of, and once more then.</summary>
     private sealed class Watcher : IDisposable

@@ -88,7 +88,7 @@ public sealed record MiniOsStatistics
     /// <summary>Time-stamp counter right before the 8254 was read at the end.</summary>
     public ulong TimerReadEarliest { get; private init; }
 
-    /// <summary>Time-stamp counter right after that.</summary>
+    /// <summary>Time-stamp counter after that, when the first characters were on the console.</summary>
     public ulong TimerReadLatest { get; private init; }
 
     /// <summary>How many processes there were.</summary>
