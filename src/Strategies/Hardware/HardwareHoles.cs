@@ -51,6 +51,10 @@ internal static class HardwareHoles
         InRing3("verr", HostsTable),
         InRing3("verw", HostsTable),
         InRing3("xgetbv", "shows the host's XCR0 instead of raising #UD"),
+        InRing3(
+            "syscall",
+            "enters the handler without leaving ring 3, so that its first fetch from a supervisor page faults"
+        ),
         new("sysretq", "ends the guest with a triple fault in a handler that SYSCALL has entered") { EndsGuest = true },
         new(
             "int",
