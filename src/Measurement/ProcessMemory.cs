@@ -4,19 +4,24 @@ namespace VirtBench.Measurement;
 
 /// <summary>What this process and its children, the carriers, hold of the host: for finding leaks.</summary>
 /// <param name="PrivateBytes">Resident anonymous memory of this process, in bytes; guest RAM is a file and not part of it.</param>
+/// <param name="HeapBytes">What is reachable on the runtime's heap.</param>
 /// <param name="OpenFiles">Its file descriptors.</param>
 /// <param name="Threads">Its threads.</param>
 /// <param name="Carriers">Child processes.</param>
 /// <param name="CarrierPrivateBytes">Resident anonymous memory of these, in bytes.</param>
 public sealed record ProcessMemory(
     long PrivateBytes,
+    long HeapBytes,
     int OpenFiles,
     int Threads,
     int Carriers,
     long CarrierPrivateBytes
 )
 {
-    /// <summary>Reads /proc (proc_pid_status(5)); null where there is none.</summary>
+    /// <summary>
+    /// Reads /proc (proc_pid_status(5)) after a collection of garbage, which stops all threads for some milliseconds; null where
+    /// there is no /proc.
+    /// </summary>
     public static ProcessMemory? Read()
     {
         if (!OperatingSystem.IsLinux())
@@ -26,6 +31,7 @@ public sealed record ProcessMemory(
 
         try
         {
+            long heap = GC.GetTotalMemory(forceFullCollection: true);
             string own = File.ReadAllText("/proc/self/status");
             int carriers = 0;
             long carrierBytes = 0;
@@ -40,6 +46,7 @@ public sealed record ProcessMemory(
 
             return new ProcessMemory(
                 Field(own, "RssAnon") * 1024,
+                heap,
                 Directory.GetFileSystemEntries("/proc/self/fd").Length,
                 (int)Field(own, "Threads"),
                 carriers,

@@ -2,6 +2,7 @@ using System.Text.Json.Nodes;
 using VirtBench.Analysis;
 using VirtBench.Measurement;
 using VirtBench.Reporting.Runs;
+using VirtBench.Vmm.Execution;
 
 namespace VirtBench.Reporting;
 
@@ -60,6 +61,33 @@ public sealed record RunAnalysis(
     /// </summary>
     public IReadOnlySet<string> KernelCounted { get; } =
         Contents.KernelStatistics.Select(counter => counter.Cell.Strategy).ToHashSet();
+
+    /// <summary>
+    /// Exits to the monitor that one sensitive operation takes, of whatever reason: what a unit of the largest k takes beyond one of
+    /// k = 0. Null where nothing trapped or there is no control.
+    /// </summary>
+    public double? ExitsPerOperation(OverheadFit fit)
+    {
+        if (fit.TrapNanoseconds is null || fit.Densities is not [{ TrapsPerUnit: 0 }, .., { TrapsPerUnit: > 0 } last])
+        {
+            return null;
+        }
+
+        return (ExitsPerUnit(last.TrapsPerUnit) - ExitsPerUnit(0)) / last.TrapsPerUnit;
+
+        double ExitsPerUnit(int k)
+        {
+            var samples = UsableSamples(fit).Where(sample => sample.Cell.TrapsPerUnit == k).ToList();
+            var rounds = samples.Select(sample => sample.Round).ToHashSet();
+            var exits = Contents.Exits.Where(exit =>
+                exit.Cell == new Cell(fit.Strategy, fit.Workload, k)
+                && rounds.Contains(exit.Round)
+                && exit.Reason != TrapReason.RegionMarker.Name()
+                && exit.Reason != TrapReason.Kick.Name()
+            );
+            return exits.Sum(exit => (double)exit.Count) / samples.Sum(sample => (double)sample.Units);
+        }
+    }
 
     /// <summary>The samples that fits use.</summary>
     public IEnumerable<Sample> UsableSamples(OverheadFit fit) =>

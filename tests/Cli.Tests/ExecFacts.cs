@@ -116,6 +116,35 @@ public sealed class ExecFacts
         Assert.Equal(3, root.GetProperty("exits").GetProperty("region-marker").GetInt64());
     }
 
+    [Theory]
+    [InlineData("flush")]
+    [InlineData("cached")]
+    public void The_policy_of_shadow_paging_is_named_with_the_times(string policy)
+    {
+        SkipUnavailable("trap-and-emulate");
+        Call call = Exec(GuestFile.Of(a => Exit(a, 0)), "trap-and-emulate", "--shadow", policy, "--json");
+        using var json = JsonDocument.Parse(call.Output);
+        Assert.EndsWith($"shadow page tables {policy}", json.RootElement.GetProperty("time_source").GetString());
+    }
+
+    [Theory]
+    [InlineData(
+        Simulated,
+        "flush",
+        "--shadow flush: only trap-and-emulate has these policies, and the strategy is simulated-"
+    )]
+    [InlineData(
+        "native",
+        "cached",
+        "--shadow cached: only trap-and-emulate has these policies, and the strategy is native"
+    )]
+    [InlineData("trap-and-emulate", "sometimes", "--shadow sometimes: give flush or cached")]
+    public void A_policy_of_shadow_paging_that_makes_no_sense_is_bad_usage(
+        string strategy,
+        string policy,
+        string says
+    ) => Exec(GuestFile.Of(a => Exit(a, 0)), strategy, "--shadow", policy).AssertFails(ExitCode.Usage, says);
+
     private static Call Exec(Strategy strategy, GuestRunOptions options, bool json)
     {
         using var folder = new TemporaryFolder();

@@ -247,6 +247,9 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
     [InlineData("--seed 18446744073709551616", "--seed 18446744073709551616: give a whole number")]
     [InlineData("--resume here --seed 3", "--seed cannot be given with --resume")]
     [InlineData("--resume here --out there", "--out cannot be given with --resume")]
+    [InlineData("--shadow often", "--shadow often: give flush or cached")]
+    [InlineData("--shadow flush --strategy native,hardware", "only trap-and-emulate has these policies")]
+    [InlineData("--resume here --shadow flush", "--shadow cannot be given with --resume")]
     [InlineData("--tarps-per-unit 1", "there is no '--tarps-per-unit' here")]
     public void A_senseless_option_is_bad_usage_and_creates_nothing(string options, string says)
     {

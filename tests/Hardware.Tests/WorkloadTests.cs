@@ -27,39 +27,74 @@ public sealed class WorkloadTests
 
     [Theory]
     [MemberData(nameof(Cases))]
-    public void A_workload_leaves_the_same_under_every_strategy(string id, int k)
+    public void A_workload_leaves_the_same_as_on_the_simulated_cpu(string id, int k)
     {
         HardwareGuest.SkipUnlessAvailable();
-        (ulong Checksum, string Console) expected = Run(HardwareGuest.Simulated, id, k);
-        Assert.NotEqual(0UL, expected.Checksum);
-        Assert.Equal(expected, Run(HardwareGuest.Hardware, id, k));
+        Compare(HardwareGuest.Simulated, id, k);
     }
 
     [Theory]
     [MemberData(nameof(Cases))]
     public void A_workload_leaves_the_same_as_under_trap_and_emulate(string id, int k) =>
-        Assert.Equal(Run(HardwareGuest.TrapAndEmulate, id, k), Run(HardwareGuest.Hardware, id, k));
+        Compare(HardwareGuest.TrapAndEmulate, id, k);
 
-    private static (ulong Checksum, string Console) Run(string strategy, string id, int k)
+    /// <summary>
+    /// Where neither engine lets anything through both leave the same; where only the other one does, the workload is made to
+    /// show it.
+    /// </summary>
+    private static void Compare(string other, string id, int k)
+    {
+        Left left = Run(other, id, k);
+        Left right = Run(HardwareGuest.Hardware, id, k);
+        Assert.NotEqual(0UL, left.Checksum);
+        if (right.HasHole)
+        {
+            return; // as kvm_pvm: what it makes of it is stated elsewhere
+        }
+
+        Assert.NotEqual(0UL, right.Checksum);
+        Assert.Equal(left.HasHole, left.Checksum != right.Checksum);
+        Assert.Equal(left.Console.Split('\n').Order(), right.Console.Split('\n').Order()); // processes end when they end
+    }
+
+    private static Left Run(string strategy, string id, int k)
     {
         Workload workload = WorkloadCatalog.Find(id)!;
-        int filler = Math.Max(Filler, ((SlottedWorkload)workload).MinimumFiller);
+        int filler = workload is SlottedWorkload slotted
+            ? Math.Max(Filler, slotted.MinimumFiller)
+            : workload.DefaultFiller;
         using var guest = new HardwareGuest(
             workload.Build(new WorkloadOptions(k, filler)),
             strategy,
             options: new BootOptions { Parameters = [1, Units] }
         );
+        VirtualizationHole[] holes = k == 0 ? [] : [.. workload.HolesUnder(guest.Machine.Capabilities)];
+        if (holes.Any(hole => hole.EndsGuest))
+        {
+            Assert.Equal(RunEnd.Failed, guest.Run().End);
+            return new Left(0, "", true);
+        }
+
         Assert.Equal(0, guest.RunToExit());
         MeasuredRegion region = Assert.Single(guest.Machine.Regions);
         Assert.Equal((Workload.MeasuredRegionId, Units), (region.Id, region.Units));
-        if (strategy == HardwareGuest.Hardware)
+        if (strategy == HardwareGuest.Hardware && workload is SlottedWorkload)
         {
-            long expected = workload.TrapsUnder(guest.Engine.Capabilities) ? k * (long)Units : 0;
-            Assert.Equal(expected, region.Exits.Counts.Sum() - Markers(region) - region.Exits[TrapReason.Kick]);
+            // Port I/O and halts leave the kernel, nothing else does.
+            long traps = workload.TrapsUnder(guest.Machine.Capabilities) ? k * (long)Units : 0;
+            long exits = traps * (workload is TimerInterrupt ? 1 + TimerPortAccesses : 1);
+            long asynchronous = region.Exits[TrapReason.Kick] + region.Exits[TrapReason.InterruptWindow];
+            Assert.Equal(exits, region.Exits.Counts.Sum() - Markers(region) - asynchronous);
+            Assert.Equal(traps, workload.ExpectedTrap is { } kind ? region.Exits[kind] : 0);
         }
 
-        return (WorkloadResult.Read(guest.Memory).Checksum, guest.Console);
+        return new Left(WorkloadResult.Read(guest.Memory).Checksum, guest.Console, holes.Length > 0);
     }
+
+    /// <summary>Two to set the 8254, one to end the interrupt.</summary>
+    private const int TimerPortAccesses = 3;
+
+    private sealed record Left(ulong Checksum, string Console, bool HasHole);
 
     // Begin and the high half of the units
     private static long Markers(MeasuredRegion region)

@@ -75,7 +75,11 @@ public sealed class SoakTests
         long taken = name == "every tick taken was counted" ? made : counted;
         SoakCheck[] checks =
         [
-            .. Soak.Judge([], MiniOsStatistics.Read(memory), new Soak.TimerAccount(made, taken, 0, owed, expected)),
+            .. Soak.Judge(
+                [],
+                MiniOsStatistics.Read(memory),
+                new Soak.TimerAccount(made, taken, 0, owed, expected, expected)
+            ),
         ];
         Assert.False(Assert.Single(checks, check => check.Name == name).Holds);
         string[] fine = ["no spurious interrupt"];

@@ -239,9 +239,7 @@ internal static partial class HostileGuests
                 a.nop();
             },
             Broken,
-            "triple fault",
-            Broken,
-            "popfq"
+            "triple fault"
         ),
         ["stack nowhere"] = new(
             a =>

@@ -32,10 +32,10 @@ internal static class SoakCommand
         processes.DefaultValueFactory = _ => 4;
         Option<int> hertz = CommonOptions.Number<int>(
             "--hertz",
-            $"Frequency of the guest's timer; {MiniOs.DefaultTimerHertz} when left out",
+            $"Frequency of the guest's timer; {SoakOptions.DefaultTimerHertz} when left out",
             $"{MiniOs.MinimumTimerHertz} to {MiniOs.MaximumTimerHertz} Hz"
         );
-        hertz.DefaultValueFactory = _ => MiniOs.DefaultTimerHertz;
+        hertz.DefaultValueFactory = _ => SoakOptions.DefaultTimerHertz;
         Option<string> costs = CommonOptions.CostProfile();
         Option<bool> json = CommonOptions.Json();
         var command = new Command(
@@ -173,7 +173,8 @@ internal static class SoakCommand
                 Taken = result.TicksTaken,
                 Late = result.TicksLate,
                 Owed = result.TicksOwed,
-                Expected = result.TicksExpected,
+                Least = result.TicksLeast,
+                Most = result.TicksMost,
             },
             Kernel = new
             {

@@ -48,6 +48,7 @@ public class KickBenchmarks : IDisposable
 internal sealed class KickedGuest : IDisposable
 {
     private const ulong Entry = 0x10_0000;
+    private const ulong Flag = 0x18_0000; // in the same large page
     private const double DeadlineSeconds = 50e-6;
     private const double RunSeconds = 100e-6;
 
@@ -71,10 +72,18 @@ internal sealed class KickedGuest : IDisposable
         }
 
         _machine = new VirtualMachine(1 << 21, (cpu, memory) => _engine = strategy.CreateEngine(cpu, memory));
-        byte[] code = [0xEB, 0xFE]; // jmp to itself
+        byte[] code = [0xC6, 0x04, 0x25, 0, 0, (byte)(Flag >> 16), 0, 1, 0xEB, 0xFE]; // mov byte [Flag], 1; jmp to itself
         var segment = new ImageSegment(Entry, code, (ulong)code.Length, Executable: true);
         _machine.Load(new GuestImage("benchmark", Entry, [segment]), new BootOptions());
-        _ = _machine.Run(TimeSpan.FromMilliseconds(50));
+        while (_machine.Memory.Read<byte>(Flag) == 0)
+        {
+            RunOutcome outcome = _machine.Run(TimeSpan.FromMilliseconds(10));
+            if (outcome.End != RunEnd.TimedOut)
+            {
+                throw new InvalidOperationException(outcome.Message);
+            }
+        }
+
         _kicker = new Thread(KickInTime) { IsBackground = true, Name = "kicker" };
         _kicker.Start();
     }

@@ -6,6 +6,9 @@ namespace VirtBench.Reporting.Figures;
 /// <summary>T/T0 against n·Δt: scaled by its own fit, every strategy must lie on the one line 1 − n·Δt.</summary>
 internal static class ModelCheckFigure
 {
+    /// <summary>A share of T0 or of time that only a fit which fails, or a very unsteady host, gives.</summary>
+    private const double FarOff = 1.5;
+
     public static Figure? Of(RunAnalysis run)
     {
         var fits = run.Fits.Where(fit => fit.TrapNanoseconds is { Value: > 0 } && fit.Model is not null).ToList();
@@ -41,17 +44,19 @@ internal static class ModelCheckFigure
             );
         var highest = Math.Max(1, rows.Max(row => row["throughput_share"]!.GetValue<double>())) * 1.05;
         var farthest = Math.Max(1, rows.Max(row => row["time_share"]!.GetValue<double>())) * 1.03;
+        // One workload far off the line must not flatten the others: then each has axes of its own.
+        var ownAxes = highest > FarOff || farthest > FarOff;
         var percent = new JsonObject { ["format"] = ".0%", ["tickCount"] = 4 };
         var x = VegaLite.Quantity(
             "time_share",
             "Share of time that traps take, n·Δt",
-            VegaLite.Domain(-0.02, farthest),
+            ownAxes ? new JsonObject { ["zero"] = true } : VegaLite.Domain(-0.02, farthest),
             percent.DeepClone().AsObject()
         );
         var y = VegaLite.Quantity(
             "throughput_share",
             "Throughput as a share of T0",
-            VegaLite.Domain(0, highest),
+            ownAxes ? new JsonObject { ["zero"] = true } : VegaLite.Domain(0, highest),
             percent
         );
         // A line in every facet must come from that facet's own data: each workload brings its two ends.
@@ -76,6 +81,11 @@ internal static class ModelCheckFigure
             ["resolve"] = new JsonObject
             {
                 ["axis"] = new JsonObject { ["x"] = "independent", ["y"] = "independent" },
+                ["scale"] = new JsonObject
+                {
+                    ["x"] = ownAxes ? "independent" : "shared",
+                    ["y"] = ownAxes ? "independent" : "shared",
+                },
             },
             ["spec"] = new JsonObject
             {

@@ -17,7 +17,7 @@ internal static class TrapCostFigure
         var labels = legend.ToDictionary(entry => entry.Strategy, entry => entry.Label);
         const string Title = "What one trap costs";
         const string Subtitle =
-            "Δt, the time that one trapped instruction adds to a unit of work, from the fit of time per unit on k; "
+            "Δt, the time that one trapped operation adds to a unit of work, from the fit of time per unit on k; "
             + "bars are 95 % intervals (often narrower than the mark).";
         var description =
             "Δt by workload and strategy on a logarithmic axis. "
@@ -66,6 +66,7 @@ internal static class TrapCostFigure
             }
         );
         var workloads = fits.Select(fit => fit.Workload).Distinct().ToList();
+        var crowded = workloads.Count > 6;
         var y = new JsonObject
         {
             ["field"] = "workload",
@@ -84,14 +85,14 @@ internal static class TrapCostFigure
             ["field"] = VegaLite.StrategyField,
             ["type"] = "nominal",
             ["sort"] = new JsonArray([.. legend.Select(entry => JsonValue.Create(entry.Label))]),
-            ["scale"] = new JsonObject { ["paddingOuter"] = 0.6 },
+            ["scale"] = new JsonObject { ["paddingOuter"] = crowded ? 0.3 : 0.6 },
         };
         var low = x.DeepClone().AsObject();
         low["field"] = "low_ns";
         var views = new JsonObject
         {
             ["width"] = 520,
-            ["height"] = new JsonObject { ["step"] = 22, ["for"] = "offset" },
+            ["height"] = new JsonObject { ["step"] = crowded ? 15 : 22, ["for"] = "offset" },
             ["data"] = VegaLite.Data(rows),
             ["layer"] = new JsonArray(
                 new JsonObject
@@ -133,7 +134,7 @@ internal static class TrapCostFigure
             "trap-cost",
             Title,
             description,
-            "Time that one trap adds. Where nothing trapped there is no Δt and no mark.",
+            "Time that one trap adds, or one operation of several exits. Where nothing trapped there is no Δt and no mark.",
             VegaLite.Document(Title, Subtitle, description, views)
         );
     }

@@ -9,6 +9,9 @@ internal sealed class RunReport
 {
     private const int MostFailures = 50;
 
+    /// <summary>Pairs of workload and strategy above which the summary has an item for each workload only.</summary>
+    private const int MostFitSummaries = 20;
+
     /// <summary>Half an interval of Δt, as a share of it, above which a report advises a quieter host.</summary>
     private const double WideInterval = 0.1;
 
@@ -89,7 +92,11 @@ internal sealed class RunReport
         var trapping = run.Fits.Where(fit => fit.TrapNanoseconds is { Value: > 0 }).ToList();
         var measured = trapping.Where(fit => !IsComputed(fit) && !run.IsRingZeroEmulated(fit.Strategy)).ToList();
         yield return Extremes(measured);
-        var items = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints).Select(FitSummary).ToList();
+        var concluded = run.Fits.Where(fit => fit.Verdict != FitVerdict.TooFewPoints || fit.Holes.Count > 0).ToList();
+        var items =
+            concluded.Count > MostFitSummaries
+                ? concluded.GroupBy(fit => fit.Workload).Select(WorkloadSummary).ToList()
+                : concluded.Select(FitSummary).ToList();
         if (items.Count > 0)
         {
             yield return new BulletList(items);
@@ -116,7 +123,8 @@ internal sealed class RunReport
     {
         const string WhatATrapIs =
             "A trap is a guest instruction that the processor refuses, so that the virtual machine monitor must step in. ";
-        var certain = measured.Where(fit => fit.TrapNanoseconds!.Value.Low is not <= 0).ToList();
+        // An operation of several exits says nothing about the cost of one.
+        var certain = measured.Where(fit => fit.TrapNanoseconds!.Value.Low is not <= 0 && ExitsOf(fit) == 1).ToList();
         if (certain.Count == 0)
         {
             return new Paragraph(WhatATrapIs, WithoutCost());
@@ -164,6 +172,35 @@ internal sealed class RunReport
                 + StrategySummary(fit)
         );
 
+    private Paragraph WorkloadSummary(IGrouping<string, OverheadFit> fits) =>
+        new(Span.Strong(fits.Key), ": " + string.Join("; ", fits.Select(InShort)) + ".");
+
+    private string InShort(OverheadFit fit)
+    {
+        var text =
+            fit.TrapNanoseconds is { } dt ? $"{Quantity.Time(dt)} per {OperationOf(fit)}"
+            : fit.Verdict == FitVerdict.TooFewPoints ? "no slope"
+            : run.Workload(fit.Workload).SensitiveInstruction is null ? Quantity.Time(fit.Densities[0].UnitNanoseconds)
+            : "no traps";
+        var doubt = fit.Verdict switch
+        {
+            FitVerdict.NotLinear => ", not linear",
+            FitVerdict.Undecided => ", undecided",
+            _ => "",
+        };
+        return LabelWithSource(fit)
+            + " "
+            + text
+            + doubt
+            + (fit.Holes.Count > 0 ? $", not faithful ({string.Join(", ", fit.Holes)})" : "");
+    }
+
+    /// <summary>What Δt is the time of.</summary>
+    private string OperationOf(OverheadFit fit) =>
+        ExitsOf(fit) is > 1 and var exits ? $"operation of {exits} exits" : "trap";
+
+    private int ExitsOf(OverheadFit fit) => Math.Max(1, (int)Math.Round(run.ExitsPerOperation(fit) ?? 1));
+
     private string StrategySummary(OverheadFit fit)
     {
         if (fit.TrapNanoseconds is null && run.Workload(fit.Workload).SensitiveInstruction is null)
@@ -188,7 +225,7 @@ internal sealed class RunReport
         {
             return fit.VerdictText + ".";
         }
-        var text = $"{Quantity.Time(dt)} per trap";
+        var text = $"{Quantity.Time(dt)} per {OperationOf(fit)}";
         var slow = fit.Densities.Where(at => at.TrapsPerUnit > 0 && at.Slowdown is not null).ToList();
         if (slow.Count > 0)
         {

@@ -154,7 +154,7 @@ internal sealed class CachedShadow : ShadowPageTable
         }
 
         ulong? old = view.Root;
-        view.Runs.Clear();
+        view.Runs.Reset(Lowest, Limit);
         view.Root = root;
         view.User = user;
         if (old is { } gone && !_views.Any(other => other.Root == gone))
@@ -347,14 +347,22 @@ internal sealed class CachedShadow : ShadowPageTable
             return;
         }
 
+        // One use is the usual case and needs no copy; what happens below a table that maps itself can change its list.
+        if (tracked.Uses.Count == 1)
+        {
+            EntriesWritten(tracked.Uses[0], first, last);
+            return;
+        }
+
         TableUse[] uses = [.. tracked.Uses];
         foreach (TableUse use in uses)
         {
-            ulong start = use.Base + ((ulong)first << use.Shift);
-            ulong end = use.Base + ((ulong)(last + 1) << use.Shift);
-            DropGoverned(use, start, end);
+            EntriesWritten(use, first, last);
         }
     }
+
+    private void EntriesWritten(TableUse use, int first, int last) =>
+        DropGoverned(use, use.Base + ((ulong)first << use.Shift), use.Base + ((ulong)(last + 1) << use.Shift));
 
     private void DropGoverned(TableUse use, ulong start, ulong end)
     {

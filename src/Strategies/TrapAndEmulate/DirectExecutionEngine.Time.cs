@@ -9,8 +9,10 @@ namespace VirtBench.Strategies.TrapAndEmulate;
 // watches the clock itself: no other thread, and no timer that would have to be armed at every entry.
 internal sealed unsafe partial class DirectExecutionEngine
 {
-    // A deadline that is over at an entry still lets the guest get on: longer than a carrier that is awake takes to be back in the guest.
+    // A deadline that is over at an entry still lets the guest get on: longer than a carrier that is awake takes to be back in the guest; and
+    // what it may grow to, on a host that does not let the carrier run sooner.
     private const double LeastRunSeconds = 10e-6;
+    private const double LongestLeastRunSeconds = 20e-3;
 
     // 1 after a kick that has not been answered. A futex too, so it keeps its address; whoever takes it back answers the kick.
     private readonly int[] _kicked = GC.AllocateArray<int>(1, pinned: true);
@@ -130,6 +132,7 @@ internal sealed unsafe partial class DirectExecutionEngine
 
             carrier.KickAnswered();
             carrier.Resume();
+            least = Math.Min(4 * least, (ulong)(LongestLeastRunSeconds * HostClock.Instance.TicksPerSecond));
             end = HostClock.Instance.Ticks + least;
         }
     }

@@ -89,7 +89,7 @@ internal sealed class FlushedShadow(
         List<MappedRun>? wanted = null;
         if (root == view.Root)
         {
-            Revalidate([.. view.Runs.All], next, user);
+            Revalidate(view.Runs.All, next, user);
         }
         else if (view.WorkingSets.Remove(root, out wanted))
         {
@@ -108,12 +108,13 @@ internal sealed class FlushedShadow(
 
     // The guest's tables are the authority: a page is refilled only if they grant it now, and as hardware would find it:
     // not before its Accessed bit is set, and not writable before its Dirty bit is.
-    private void Revalidate(List<MappedRun> wanted, List<MappedRun> result, bool user)
+    private void Revalidate(IReadOnlyList<MappedRun> wanted, List<MappedRun> result, bool user)
     {
         int budget = MaximumRefillPages;
         PageAccess read = PageAccess.Read | (user ? PageAccess.User : 0);
-        foreach (MappedRun run in wanted)
+        for (int i = 0; i < wanted.Count; i++)
         {
+            MappedRun run = wanted[i];
             for (ulong at = run.Address; at < run.End && budget > 0; budget--)
             {
                 Translation t = PageWalker.Walk(Cpu, Memory, at, read, commit: false);

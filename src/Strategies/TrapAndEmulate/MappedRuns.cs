@@ -156,6 +156,15 @@ internal sealed class MappedRuns(IMappingSink sink)
         return true;
     }
 
+    /// <summary>
+    /// Unmaps everything that the carrier may have: what a guest has made the stub map behind the VMM's back goes too.
+    /// </summary>
+    public void Reset(ulong lowest, ulong limit)
+    {
+        sink.Unmap(lowest, limit);
+        _runs.Clear();
+    }
+
     /// <summary>Unmaps everything.</summary>
     public void Clear()
     {

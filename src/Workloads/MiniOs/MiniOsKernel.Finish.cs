@@ -81,6 +81,8 @@ internal sealed partial class MiniOsKernel
         }
 
         PrintOutputs();
+        ReadTimeStamp();
+        a.mov(At(Field.TimerReadLatest), rax);
         Say($"mini-os: {_processes} processes, ");
         a.mov(rdi, At(KernelVariable.Units));
         a.call(_printDecimal);
@@ -113,18 +115,18 @@ internal sealed partial class MiniOsKernel
     }
 
     /// <summary>
-    /// Reads the count once more: the timer's account is then that of this moment. Interrupts are off since the last process
-    /// gave up the CPU. Clobbers rax and rdx.
+    /// Reads the count once more: the timer's account is then that of this moment or later, up to the first character on the
+    /// console. Interrupts are off since the last process gave up the CPU. Clobbers rax and rdx.
     /// </summary>
     private void LookAtTimer()
     {
         const int latchChannel0 = 0;
         Assembler a = _a;
+        ReadTimeStamp();
+        a.mov(At(Field.TimerReadEarliest), rax);
         Out(IntervalTimer.FirstPort + 3, latchChannel0);
         a.@in(al, (byte)IntervalTimer.FirstPort);
         a.@in(al, (byte)IntervalTimer.FirstPort);
-        ReadTimeStamp();
-        a.mov(At(Field.TimerEnd), rax);
     }
 
     private void EmitExit(byte status)

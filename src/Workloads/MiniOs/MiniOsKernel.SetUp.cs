@@ -266,11 +266,13 @@ internal sealed partial class MiniOsKernel
         Assembler a = _a;
         Out(IntervalTimer.FirstPort + 3, rateGenerator);
         ReadTimeStamp();
-        a.mov(At(Field.TimerStart), rax);
+        a.mov(At(Field.TimerStartEarliest), rax);
         a.mov(rax, At(Field.TimerReload));
         a.@out((byte)IntervalTimer.FirstPort, al);
         a.mov(al, ah);
         a.@out((byte)IntervalTimer.FirstPort, al);
+        ReadTimeStamp();
+        a.mov(At(Field.TimerStartLatest), rax);
     }
 
     /// <summary>Clobbers rax.</summary>

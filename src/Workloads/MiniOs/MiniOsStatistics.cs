@@ -28,8 +28,10 @@ public sealed record MiniOsStatistics
         DeviatingRounds,
         Units,
         TimerReload,
-        TimerStart,
-        TimerEnd,
+        TimerStartEarliest,
+        TimerStartLatest,
+        TimerReadEarliest,
+        TimerReadLatest,
         Processes,
         UnknownCalls,
         FirstCall = 32,
@@ -78,10 +80,16 @@ public sealed record MiniOsStatistics
     public ulong TimerReload { get; private init; }
 
     /// <summary>Time-stamp counter right before the 8254 was started.</summary>
-    public ulong TimerStart { get; private init; }
+    public ulong TimerStartEarliest { get; private init; }
 
-    /// <summary>Time-stamp counter when the kernel was done.</summary>
-    public ulong TimerEnd { get; private init; }
+    /// <summary>Time-stamp counter right after that: in between any time may pass.</summary>
+    public ulong TimerStartLatest { get; private init; }
+
+    /// <summary>Time-stamp counter right before the 8254 was read at the end.</summary>
+    public ulong TimerReadEarliest { get; private init; }
+
+    /// <summary>Time-stamp counter after that, when the first characters were on the console.</summary>
+    public ulong TimerReadLatest { get; private init; }
 
     /// <summary>How many processes there were.</summary>
     public ulong Processes { get; private init; }
@@ -112,8 +120,10 @@ public sealed record MiniOsStatistics
             DeviatingRounds = At(Field.DeviatingRounds),
             Units = At(Field.Units),
             TimerReload = At(Field.TimerReload),
-            TimerStart = At(Field.TimerStart),
-            TimerEnd = At(Field.TimerEnd),
+            TimerStartEarliest = At(Field.TimerStartEarliest),
+            TimerStartLatest = At(Field.TimerStartLatest),
+            TimerReadEarliest = At(Field.TimerReadEarliest),
+            TimerReadLatest = At(Field.TimerReadLatest),
             Processes = At(Field.Processes),
             UnknownCalls = At(Field.UnknownCalls),
             Calls = [.. Enumerable.Range(0, CallCount).Select(call => At(Field.FirstCall + call))],
