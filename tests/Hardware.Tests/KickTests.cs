@@ -504,8 +504,14 @@ public sealed class KickTests
             a.LoopForEver();
         });
         guest.Engine.AttachThread();
-        guest.Engine.Deadline = Ahead(guest, 0.001);
-        Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
+        VmExit exit;
+        do
+        {
+            guest.Engine.Deadline = Ahead(guest, 0.001);
+            exit = guest.Engine.Run();
+        } while (exit.Reason == VmExitReason.Interrupted); // a slow host
+
+        Assert.Equal(VmExitReason.PortIo, exit.Reason);
         guest.Engine.Deadline = ulong.MaxValue; // the timer still runs
         Assert.Equal(VmExitReason.PortIo, guest.Engine.Run().Reason);
         guest.Engine.Deadline = Ahead(guest, 3600);
