@@ -1,5 +1,6 @@
 using VirtBench.Strategies;
 using VirtBench.Tests;
+using VirtBench.Workloads;
 
 namespace VirtBench.EndToEnd;
 
@@ -70,17 +71,26 @@ public sealed class RunProcesses
         ToolResult result = Tool.Run("run", "--rounds", "1", "--traps-per-unit", "1", "--out", folder.FullPath);
         Assert.True(result.ExitCode == 0, result.Error);
         var run = RunFolder.In(folder.FullPath);
-        Assert.All(run.Samples, row => Assert.Equal(("ok", ""), (row[11], row[12])));
-        foreach (
-            string strategy in StrategyCatalog.All.Where(one => one.UnavailableReason() is null).Select(one => one.Id)
-        )
+        Assert.All(
+            run.Samples,
+            row =>
+            {
+                // A hole may end the guest; whatever else is wrong has no mark.
+                bool marked = row[12].StartsWith("not faithful: ", StringComparison.Ordinal);
+                Assert.True(row[11] == "ok" ? marked || row[12] == "" : marked, string.Join(',', row));
+            }
+        );
+        foreach (Strategy strategy in StrategyCatalog.All.Where(one => one.UnavailableReason() is null))
         {
-            string[] expected = strategy.EndsWith("native", StringComparison.Ordinal)
-                ? ["compute", "rdtsc"]
-                : ["compute", "cr3-switch", "port-io", "rdtsc"];
             Assert.Equal(
-                expected,
-                run.Samples.Where(row => row[1] == strategy).Select(row => row[2]).Distinct().Order()
+                WorkloadCatalog
+                    .All.Where(one => strategy.RunsPrivilegedGuests || !one.NeedsPrivilege)
+                    .Select(one => one.Id)
+                    .Order(StringComparer.Ordinal),
+                run.Samples.Where(row => row[1] == strategy.Id)
+                    .Select(row => row[2])
+                    .Distinct()
+                    .Order(StringComparer.Ordinal)
             );
         }
 

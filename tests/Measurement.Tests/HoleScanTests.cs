@@ -185,6 +185,7 @@ public sealed class HoleScanTests
             a.monitor();
             a.mwait();
             a.@int(0x80);
+            a.syscall();
             a.sysretq();
         });
         Assert.Equal(

@@ -228,7 +228,8 @@ public sealed partial class VirtualMachine
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
             : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
                 ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
-            : Timer.NextEvent == ulong.MaxValue ? "no device of it can raise an interrupt to wake it"
+            : Timer.NextEvent == ulong.MaxValue && !Interrupts.IsPending(IntervalTimer.Line)
+                ? "no device of it can raise an interrupt to wake it"
             : Interrupts.IsMasked(IntervalTimer.Line) ? "the timer's interrupt, the only one to come, is masked"
             : null;
         return why is null ? null : $"the guest executed HLT before RIP 0x{Cpu.Rip:X} and {why}";
