@@ -66,7 +66,7 @@ write_steps() {
   ((!${#test_arguments[@]})) || printf ' %q' "${test_arguments[@]}"
   echo
   if $sweep; then
-    echo "step sweep 1200 dotnet /payload/Cli/virtbench.dll run --strategy $strategies --rounds 3 --traps-per-unit 0,1,4,16 --out /outbox/run"
+    echo "step sweep 1200 dotnet /payload/Cli/virtbench.dll run --strategy $strategies --workload $workloads --rounds 2 --traps-per-unit 0,1,4 --out /outbox/run"
   fi
   [[ $machine != intel ]] || echo "step exit-costs 1200 dotnet /payload/ExitCosts/VirtBench.ExitCosts.dll"
 }
