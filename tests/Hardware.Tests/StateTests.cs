@@ -184,6 +184,14 @@ public sealed class StateTests
         Assert.False(guest.Cpu.InterruptShadow);
     }
 
+    [Fact]
+    public void A_shadow_that_a_guest_is_entered_in_lasts_for_one_instruction()
+    {
+        HardwareGuest.SkipUnderPvm("looks for interrupts only now and then");
+        InterruptShadow.SkipWhereEntriesLoseIt();
+        Assert.Equal(HardwareGuest.Code + 1, InterruptShadow.OpensAt);
+    }
+
     [Theory]
     [InlineData(Vector.InvalidOpcode)]
     [InlineData(Vector.GeneralProtection)]

@@ -1,4 +1,3 @@
-using VirtBench.Strategies.Hardware;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Workloads;
@@ -28,11 +27,8 @@ public sealed class WorkloadTests
 
     [Theory]
     [MemberData(nameof(Cases))]
-    public void A_workload_leaves_the_same_as_on_the_simulated_cpu(string id, int k)
-    {
-        HardwareGuest.SkipUnlessAvailable();
+    public void A_workload_leaves_the_same_as_on_the_simulated_cpu(string id, int k) =>
         Compare(HardwareGuest.Simulated, id, k);
-    }
 
     [Theory]
     [MemberData(nameof(Cases))]
@@ -45,10 +41,12 @@ public sealed class WorkloadTests
     /// </summary>
     private static void Compare(string other, string id, int k)
     {
-        Assert.SkipWhen(
-            id == "timer-interrupt" && KvmHost.Current is { RingZero: RingZeroExecution.Native, NestedPaging: false },
-            "open: under shadow paging by kvm_amd in the lab the one interrupt has come before the HLT that waits for it"
-        );
+        HardwareGuest.SkipUnlessAvailable();
+        if (id == "timer-interrupt")
+        {
+            InterruptShadow.SkipWhereEntriesLoseIt(); // its one interrupt may then come before the HLT that waits for it
+        }
+
         Left left = Run(other, id, k);
         Left right = Run(HardwareGuest.Hardware, id, k);
         Assert.NotEqual(0UL, left.Checksum);

@@ -27,6 +27,8 @@ verdict() {
   fi
   [[ ! -e $out/exit-costs.status || $(< "$out/exit-costs.status") == 0 ]] || { echo "hardware lab $name: exit-costs failed"; ok=false; }
 
+  # Again at the end, which is what one sees of a long log.
+  sed -nE "s/^ +(VirtBench\..*) \[FAIL\]\r?$/hardware lab $name: failed: \1/p" "$out/tests.log"
   echo "hardware lab $name: logs$($sweep && echo " and the run directory") are in ${out#"$PWD"/}"
   echo "hardware lab $name: tests: $passed passed, $failed failed, $skipped skipped; sweep: $sweep_says"
   $ok || exit 1
