@@ -54,7 +54,7 @@ public abstract class Workload
 
     /// <summary>
     /// Whether, under an engine with these capabilities, each sensitive operation is expected to trap: not where one of its
-    /// instructions falls through a hole.
+    /// instructions falls through a hole, or is served inline.
     /// </summary>
     public virtual bool TrapsUnder(EngineCapabilities capabilities) =>
         ExpectedTrap switch
@@ -62,7 +62,9 @@ public abstract class Workload
             null => false,
             TrapReason.TimeStampCounter => capabilities.TrapsTimeStampCounter,
             TrapReason.PortIo or TrapReason.Mmio or TrapReason.Halt => true, // the devices are the VMM's under every engine
-            _ => capabilities.TrapsPrivilegedInstructions && !HolesUnder(capabilities).Any(),
+            _ => capabilities.TrapsPrivilegedInstructions
+                && !HolesUnder(capabilities).Any()
+                && !SensitiveNames.Any(capabilities.Inlined.Contains),
         };
 
     /// <summary>The holes of an engine that this workload's sensitive instructions fall through when k is at least 1.</summary>

@@ -34,6 +34,7 @@ public sealed class MeasurementPorts : IIoDevice
     private uint _unitsHigh;
     private LedgerSnapshot? _before;
     private KernelStatistics? _kernelBefore;
+    private TranslationStatistics? _translationBefore;
     private ulong _ticksBefore;
     private double _startNanoseconds;
 
@@ -66,6 +67,7 @@ public sealed class MeasurementPorts : IIoDevice
                 _unitsHigh = 0;
                 _before = _ledger.Snapshot();
                 _kernelBefore = _engine.KernelStatistics();
+                _translationBefore = _engine.TranslationStatistics;
                 // The last things read, so that the VMM's own work before it is not the region's.
                 _ticksBefore = _clock.Ticks;
                 _startNanoseconds = _clock.Nanoseconds;
@@ -91,7 +93,8 @@ public sealed class MeasurementPorts : IIoDevice
                         end - _startNanoseconds,
                         ticks - _ticksBefore,
                         _ledger.Snapshot().Since(_before!),
-                        _kernelBefore is { } kernel ? _engine.KernelStatistics()!.Since(kernel) : null
+                        _kernelBefore is { } kernel ? _engine.KernelStatistics()!.Since(kernel) : null,
+                        _translationBefore is { } translation ? _engine.TranslationStatistics!.Since(translation) : null
                     )
                 );
                 break;

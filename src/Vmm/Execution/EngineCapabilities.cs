@@ -51,6 +51,18 @@ public sealed record EngineCapabilities
     public bool TrapsPrivilegedInstructions { get; init; }
 
     /// <summary>
+    /// Sensitive instructions that the engine serves as the platform has them without leaving guest code, named as holes are
+    /// (<see cref="VirtualizationHole.Names"/>): they cost something, and exit no more than in case of need.
+    /// </summary>
+    public IReadOnlyList<string> Inlined { get; init; } = [];
+
+    /// <summary>
+    /// The guest's interrupt flag changes without an exit: the core asks by <see cref="IExecutionEngine.RequestInterruptWindow"/>
+    /// to be told when it has been set.
+    /// </summary>
+    public bool InlinesInterruptFlag { get; init; }
+
+    /// <summary>
     /// Events are delivered by the hardware: the core hands them to <see cref="IExecutionEngine.Inject"/> instead of walking
     /// the guest's IDT itself.
     /// </summary>

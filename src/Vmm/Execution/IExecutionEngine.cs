@@ -71,7 +71,9 @@ public interface IExecutionEngine : IDisposable
 
     /// <summary>
     /// Makes the next <see cref="Run"/> come back with <see cref="VmExitReason.InterruptWindow"/> as soon as
-    /// <see cref="AcceptsInterrupt"/> is true. Called only where <see cref="EngineCapabilities.DeliversEvents"/> is true.
+    /// <see cref="AcceptsInterrupt"/> is true: that is where <see cref="EngineCapabilities.DeliversEvents"/> is true. Where
+    /// <see cref="EngineCapabilities.InlinesInterruptFlag"/> is: as soon as RFLAGS.IF is set and no interrupt shadow holds.
+    /// Called in these two cases only.
     /// </summary>
     void RequestInterruptWindow() => throw new NotSupportedException("this engine leaves events to the core");
 
@@ -125,6 +127,9 @@ public interface IExecutionEngine : IDisposable
     /// </summary>
     /// <param name="values">As long as the list of names.</param>
     void ReadKernelStatistics(Span<ulong> values) { }
+
+    /// <summary>What the engine has translated since its creation; null for one that does not translate.</summary>
+    TranslationStatistics? TranslationStatistics => null;
 }
 
 /// <summary>Convenience over the contract.</summary>
@@ -157,6 +162,9 @@ public enum MapOutcome : byte
     /// </summary>
     Emulate,
 
+    /// <summary>The same for a page that holds code which the engine has translated: a write makes the translation untrue.</summary>
+    EmulateCodeWrite,
+
     /// <summary>The engine cannot map this address; <see cref="MapResult.Message"/> says why.</summary>
     Refused,
 }
@@ -171,6 +179,9 @@ public readonly record struct MapResult(MapOutcome Outcome, string? Message = nu
 
     /// <summary>Writes have to be emulated.</summary>
     public static MapResult Emulate => new(MapOutcome.Emulate);
+
+    /// <summary>Writes have to be emulated, since the page's code is translated.</summary>
+    public static MapResult EmulateCodeWrite => new(MapOutcome.EmulateCodeWrite);
 
     /// <summary>A guest cannot have this mapping under this engine.</summary>
     public static MapResult Refused(string message) => new(MapOutcome.Refused, message);

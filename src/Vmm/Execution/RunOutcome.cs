@@ -39,13 +39,15 @@ public sealed record RunOutcome(RunEnd End, byte Status, string? Message);
 /// it keeps no such account. One marker's exit is among its exits, as one is in <paramref name="Exits"/>: the difference of the
 /// two is what the kernel handled without the VMM.
 /// </param>
+/// <param name="Translation">What the engine translated meanwhile; null for one that does not translate.</param>
 public sealed record MeasuredRegion(
     uint Id,
     ulong Units,
     double ElapsedNanoseconds,
     ulong TscTicks,
     LedgerSnapshot Exits,
-    KernelStatistics? KernelStatistics = null
+    KernelStatistics? KernelStatistics = null,
+    TranslationStatistics? Translation = null
 );
 
 /// <summary>Counters that the host's kernel keeps of a vCPU, at one moment or over a time.</summary>

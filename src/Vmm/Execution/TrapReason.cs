@@ -77,6 +77,9 @@ public enum TrapReason : byte
 
     /// <summary>The guest became able to take an external interrupt that was waiting.</summary>
     InterruptWindow,
+
+    /// <summary>A write to a page that holds code which the engine has translated.</summary>
+    CodeWrite,
 }
 
 /// <summary>Names of <see cref="TrapReason"/> in files and JSON.</summary>
@@ -107,6 +110,7 @@ public static class TrapReasons
         "page-table-write",
         "single-step",
         "interrupt-window",
+        "code-write",
     ];
 
     /// <summary>How many reasons there are.</summary>

@@ -146,16 +146,17 @@ public sealed partial class VirtualMachine
         return result.Outcome switch
         {
             MapOutcome.Mapped => TrapReason.HiddenPageFault,
-            MapOutcome.Emulate => WritePageTable(page),
+            MapOutcome.Emulate => WriteProtectedPage(page, TrapReason.PageTableWrite),
+            MapOutcome.EmulateCodeWrite => WriteProtectedPage(page, TrapReason.CodeWrite),
             _ => throw new GuestFailureException(result.Message!),
         };
     }
 
     /// <summary>
-    /// A write to a page that the engine keeps read-only, since it follows the guest's page tables there. What the core has no
+    /// A write to a page that the engine keeps read-only, since it follows the guest's page tables there or has translated its code. What the core has no
     /// emulation of is executed by itself, with the page open for it.
     /// </summary>
-    private TrapReason WritePageTable(in ShadowPage page)
+    private TrapReason WriteProtectedPage(in ShadowPage page, TrapReason reason)
     {
         _transaction?.Begin();
         if (!_emulator.TryDecode(out _, out GuestEvent fetchFault))
@@ -166,7 +167,7 @@ public sealed partial class VirtualMachine
 
         if (_emulator.CanEmulateDataAccess)
         {
-            _stringAccess = TrapReason.PageTableWrite;
+            _stringAccess = reason;
             Complete(_emulator.EmulateDataAccess(out GuestEvent guestEvent), guestEvent);
         }
         else
@@ -176,7 +177,7 @@ public sealed partial class VirtualMachine
             _step = true;
         }
 
-        return TrapReason.PageTableWrite;
+        return reason;
     }
 
     private TrapReason HandleAbsentMemory(in VmExit exit, ulong physical, IEngineClock clock, out ulong dispatched)

@@ -189,6 +189,11 @@ public sealed partial class VirtualMachine
         }
         else if ((Cpu.Rflags & Rflags.If) == 0)
         {
+            if (_engine.Capabilities.InlinesInterruptFlag)
+            {
+                _engine.RequestInterruptWindow();
+            }
+
             return;
         }
         else if (Cpu.InterruptShadow && !Cpu.Halted)
