@@ -1,4 +1,5 @@
 using VirtBench.Strategies.Hardware;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 

@@ -4,7 +4,7 @@ using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>
 /// Policy <see cref="ShadowPaging.Cached"/>: a view, in a carrier of its own, for every address space and ring that the guest uses, kept over
