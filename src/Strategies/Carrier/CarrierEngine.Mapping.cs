@@ -18,7 +18,8 @@ internal abstract unsafe partial class CarrierEngine
     private bool _faultWrites;
 
     /// <inheritdoc/>
-    public MapResult Map(in ShadowPage page) => Shadow.Map(page, write: _faultWrites || page.Address != _faultAddress);
+    public virtual MapResult Map(in ShadowPage page) =>
+        Shadow.Map(page, write: _faultWrites || page.Address != _faultAddress);
 
     /// <inheritdoc/>
     public void SwitchAddressSpace() => Shadow.SwitchAddressSpace();
@@ -70,18 +71,32 @@ internal abstract unsafe partial class CarrierEngine
         }
     }
 
+    /// <summary>For <see cref="MappingChanged"/>: nothing is mapped there any more.</summary>
+    protected const ulong Unmapped = ulong.MaxValue;
+
+    /// <summary>Called in the middle of a change to the shadow page table of a carrier.</summary>
+    /// <param name="slot">The carrier's number.</param>
+    /// <param name="start">First linear address.</param>
+    /// <param name="end">First one behind.</param>
+    /// <param name="physical">What the first address is mapped to from now on, executable; or <see cref="Unmapped"/>.</param>
+    protected virtual void MappingChanged(int slot, ulong start, ulong end, ulong physical) { }
+
+    /// <summary>What the guest executes are its own bytes; false where carriers need not map them executable.</summary>
+    protected virtual bool ExecutesGuestPages => true;
+
     private CarrierSink SinkOf(int slot) => new(this, slot);
 
     private sealed class CarrierSink(CarrierEngine engine, int slot) : IMappingSink
     {
         public void Map(in MappedRun run, bool populate)
         {
+            Changed(run);
             bool single = run.Length <= GuestMemory.PageSize;
             Queue(
                 Linux.SysMmap,
                 run.Address,
                 run.Length,
-                MappedRuns.Protection(run.Access),
+                Protection(run),
                 (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
                 CarrierLayout.RamFd,
                 run.Physical
@@ -92,10 +107,28 @@ internal abstract unsafe partial class CarrierEngine
             }
         }
 
-        public void Protect(in MappedRun run) =>
-            Queue(Linux.SysMprotect, run.Address, run.Length, MappedRuns.Protection(run.Access));
+        public void Protect(in MappedRun run)
+        {
+            Changed(run);
+            Queue(Linux.SysMprotect, run.Address, run.Length, Protection(run));
+        }
 
-        public void Unmap(ulong start, ulong end) => Queue(Linux.SysMunmap, start, end - start);
+        public void Unmap(ulong start, ulong end)
+        {
+            engine.MappingChanged(slot, start, end, Unmapped);
+            Queue(Linux.SysMunmap, start, end - start);
+        }
+
+        private void Changed(in MappedRun run) =>
+            engine.MappingChanged(
+                slot,
+                run.Address,
+                run.End,
+                (run.Access & PageAccess.Execute) != 0 ? run.Physical : Unmapped
+            );
+
+        private ulong Protection(in MappedRun run) =>
+            MappedRuns.Protection(engine.ExecutesGuestPages ? run.Access : run.Access & ~PageAccess.Execute);
 
         // A carrier makes the calls when it is next told to run. That one which is not started has nothing mapped.
         private void Queue(long number, ulong a0, ulong a1, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)

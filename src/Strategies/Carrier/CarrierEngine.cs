@@ -25,20 +25,22 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
     /// <param name="carriers">How carriers are set up.</param>
     /// <param name="policy">How the shadow page tables follow the guest's.</param>
     /// <param name="maximumCarriers">Policy cached: how many carriers there may be.</param>
+    /// <param name="codeCacheSize">Bytes of a code cache for each carrier; 0 where nothing is translated.</param>
     protected CarrierEngine(
         VirtualCpu cpu,
         GuestMemory memory,
         EngineCapabilities capabilities,
         CarrierOptions carriers,
         ShadowPaging policy,
-        int maximumCarriers
+        int maximumCarriers,
+        int codeCacheSize = 0
     )
     {
         Cpu = cpu;
         Memory = memory;
         Space = new GuestAddressSpace(cpu, memory);
         Capabilities = capabilities;
-        Pool = new CarrierPool(memory.FileDescriptor, carriers);
+        Pool = new CarrierPool(memory.FileDescriptor, carriers, codeCacheSize);
         ulong lowest = capabilities.LowestAddress;
         ulong limit = capabilities.AddressLimit;
         if (policy == ShadowPaging.Cached)
@@ -90,6 +92,13 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
 
     /// <inheritdoc/>
     public abstract void AllowInStep(in ShadowPage page);
+
+    /// <inheritdoc/>
+    public virtual void RequestInterruptWindow() =>
+        throw new NotSupportedException("this engine leaves events to the core");
+
+    /// <inheritdoc/>
+    public virtual TranslationStatistics? TranslationStatistics => null;
 
     // ------------------------------------------------------------------------------------------------ failure
 
