@@ -21,6 +21,7 @@ public static class StrategyCatalog
             new HardwareStrategy(),
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),
+            new SimulatedBinaryTranslationStrategy(profile),
         ];
 
     /// <summary>The strategy with this id, or null.</summary>
