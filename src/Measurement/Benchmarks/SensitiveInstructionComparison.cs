@@ -26,7 +26,7 @@ internal enum GoalUnit
 /// <summary>A sensitive instruction, or two that belong together, in a loop.</summary>
 /// <param name="Name">As an assembler writes it.</param>
 /// <param name="Instructions">How many sensitive instructions <paramref name="Operation"/> is.</param>
-/// <param name="Operation">Emits them. Keeps r15, r14 and what <paramref name="Control"/> needs.</param>
+/// <param name="Operation">Emits them. Keeps r15, r14 and what <see cref="Control"/> needs.</param>
 /// <param name="Goal">What one is to cost under binary translation, in the project's own design.</param>
 /// <param name="Unit">Unit of <paramref name="Goal"/>.</param>
 [SupportedOSPlatform("linux")]

@@ -2,7 +2,6 @@ using System.Globalization;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
-using VirtBench.Workloads;
 
 namespace VirtBench.Measurement.Benchmarks;
 
