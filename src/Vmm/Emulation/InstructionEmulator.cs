@@ -268,10 +268,20 @@ public sealed partial class InstructionEmulator
                 return MovToSegment();
             case Operation.MovFromSegment:
                 return MovFromSegment();
+            case Operation.PushSegment:
+                return PushSegment();
             case Operation.PopSegment:
                 return PopSegment();
             case Operation.LoadFarPointer:
                 return LoadFarPointer();
+            case Operation.Lar:
+                return Lar();
+            case Operation.Lsl:
+                return Lsl();
+            case Operation.Verr:
+                return Verify(write: false);
+            case Operation.Verw:
+                return Verify(write: true);
             case Operation.Syscall:
                 return Syscall();
             case Operation.Sysret:
