@@ -39,7 +39,7 @@ public sealed partial class InstructionEmulator
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
     private readonly IoBus _ports;
-    private readonly IExecutionEngine _engine;
+    private IExecutionEngine _engine;
     private readonly GuestAddressSpace _space;
     private readonly DescriptorTables _descriptors;
     private readonly DecodeCache _cache = new();
