@@ -39,7 +39,7 @@ public sealed partial class InstructionEmulator
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
     private readonly IoBus _ports;
-    private readonly IExecutionEngine _engine;
+    private IExecutionEngine _engine;
     private readonly GuestAddressSpace _space;
     private readonly DescriptorTables _descriptors;
     private readonly DecodeCache _cache = new();
@@ -275,10 +275,20 @@ public sealed partial class InstructionEmulator
                 return MovToSegment();
             case Operation.MovFromSegment:
                 return MovFromSegment();
+            case Operation.PushSegment:
+                return PushSegment();
             case Operation.PopSegment:
                 return PopSegment();
             case Operation.LoadFarPointer:
                 return LoadFarPointer();
+            case Operation.Lar:
+                return Lar();
+            case Operation.Lsl:
+                return Lsl();
+            case Operation.Verr:
+                return Verify(write: false);
+            case Operation.Verw:
+                return Verify(write: true);
             case Operation.Syscall:
                 return Syscall();
             case Operation.Sysret:
