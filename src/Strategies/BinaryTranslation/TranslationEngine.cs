@@ -209,7 +209,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
     }
 
-    private (int Next, int Sites, int Points) _beforeStep;
+    private (int Next, int Sites, int Points) _beforeStep; // a step has no chains
 
     private void DiscardStep(TranslationCache cache)
     {
@@ -247,7 +247,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             block = _translator.Translate(
                 cache,
                 rip,
-                _arrival.LookedUp ? BlockUse.LookedUp : BlockUse.Linked,
+                _arrival is { LookedUp: false, Branch: null or { Pops: > 0 } } ? BlockUse.Linked : BlockUse.LookedUp,
                 out fault
             );
         }
@@ -504,6 +504,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             RipSource.Constant => point.Rip,
             RipSource.Rcx => rcx,
             RipSource.RcxAndConstant => rcx + point.Rip,
+            RipSource.Chain => cache.IndirectBranches[(int)point.Rip].Target(point.Other),
+            RipSource.RcxAndChain => rcx + cache.IndirectBranches[(int)point.Rip].Target(point.Other),
             _ => control->LookupTarget,
         };
         Repairs repairs = point.Repairs;
