@@ -29,9 +29,9 @@ public sealed record BreakEven(
     public static BreakEven? Of(OverheadFit translated, OverheadFit trapped, double translationNanoseconds) =>
         translated.Holes.Count == 0
         && trapped.Holes.Count == 0
-        && translated.UntrappedUnitNanoseconds is { } translatedUnit
+        && Unit(translated) is { } translatedUnit
         && Slope(translated) is { } inlined
-        && trapped.UntrappedUnitNanoseconds is { } unit
+        && Unit(trapped) is { } unit
         && Slope(trapped) is { } trap
             ? new BreakEven(translatedUnit, inlined, unit, trap, translationNanoseconds)
             : null;
@@ -89,6 +89,12 @@ public sealed record BreakEven(
             : saved.Value > 0 ? TranslationNanoseconds / saved.Value
             : double.PositiveInfinity;
     }
+
+    // As measured where k = 0 was: where a line does not hold, its intercept is no unit of work.
+    private static Estimate? Unit(OverheadFit fit) =>
+        fit.Densities is [{ TrapsPerUnit: 0, UnitNanoseconds: var measured }, ..]
+            ? measured
+            : fit.UntrappedUnitNanoseconds;
 
     private static Estimate? Slope(OverheadFit fit) => fit.TrapNanoseconds ?? fit.UntrappedInstructionNanoseconds;
 
