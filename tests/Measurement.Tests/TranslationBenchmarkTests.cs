@@ -42,7 +42,10 @@ public sealed class TranslationBenchmarkTests
 
     [Theory]
     [InlineData(1.2, "stretch")]
-    [InlineData(1.3, "goal")]
+    [InlineData(1.254, "stretch")]
+    [InlineData(1.256, "goal")]
+    [InlineData(1.404, "goal")]
+    [InlineData(1.406, "above")]
     [InlineData(1.5, "above")]
     public void The_slow_down_is_the_ratio_of_the_two_and_is_held_against_the_goals(double factor, string verdict)
     {
