@@ -798,6 +798,23 @@ public sealed class InstructionEmulatorTests : IDisposable
         "longer than 15 bytes"
     )]
     [InlineData(new byte[] { 0x06 }, Vector.InvalidOpcode, "push es, not in 64-bit mode")]
+    [InlineData(new byte[] { 0xCE }, Vector.InvalidOpcode, "into, not in 64-bit mode")]
+    [InlineData(new byte[] { 0x0F, 0x0B }, Vector.InvalidOpcode, "ud2")]
+    [InlineData(new byte[] { 0x0F, 0xB9, 0xC0 }, Vector.InvalidOpcode, "ud1")]
+    [InlineData(new byte[] { 0x0F, 0xFF, 0xC0 }, Vector.InvalidOpcode, "ud0")]
+    [InlineData(new byte[] { 0x0F, 0x34 }, Vector.InvalidOpcode, "sysenter")]
+    [InlineData(new byte[] { 0xF3, 0x0F, 0xAE, 0xC0 }, Vector.InvalidOpcode, "rdfsbase")]
+    [InlineData(new byte[] { 0xF3, 0x48, 0x0F, 0xAE, 0xD9 }, Vector.InvalidOpcode, "wrgsbase")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xC8 }, Vector.InvalidOpcode, "monitor")]
+    [InlineData(new byte[] { 0x0F, 0x01, 0xCA }, Vector.InvalidOpcode, "clac")]
+    [InlineData(new byte[] { 0x0F, 0xAE, 0x20 }, Vector.InvalidOpcode, "xsave")]
+    [InlineData(new byte[] { 0x66, 0x0F, 0x38, 0x82, 0x00 }, Vector.InvalidOpcode, "invpcid")]
+    [InlineData(new byte[] { 0x0F, 0xC7, 0xF8 }, Vector.InvalidOpcode, "rdseed")]
+    [InlineData(new byte[] { 0x0F, 0x33 }, Vector.GeneralProtection, "rdpmc")]
+    [InlineData(new byte[] { 0x8E, 0xC8 }, Vector.InvalidOpcode, "mov to cs")]
+    [InlineData(new byte[] { 0x8C, 0xF0 }, Vector.InvalidOpcode, "mov from a segment register that does not exist")]
+    [InlineData(new byte[] { 0x0F, 0xB2, 0xC0 }, Vector.InvalidOpcode, "lss without memory")]
+    [InlineData(new byte[] { 0xF0, 0x90 }, Vector.InvalidOpcode, "lock nop")]
     public void What_the_guest_is_to_blame_for_goes_to_the_guest(byte[] code, byte vector, string what)
     {
         string before = _guest.State();

@@ -22,11 +22,11 @@ public sealed class IntervalTimerTests
         }
     }
 
-    private sealed class StandingClock : IEngineClock
+    private sealed class StandingClock(ulong hertz = ClockHertz) : IEngineClock
     {
         public ulong Ticks { get; set; } = 12_345;
 
-        public double TicksPerSecond => ClockHertz;
+        public double TicksPerSecond => hertz;
 
         public double Nanoseconds => Ticks / 2.0;
 
@@ -512,6 +512,65 @@ public sealed class IntervalTimerTests
         GoTo(1000);
         Assert.Equal(ulong.MaxValue, _timer.NextEvent);
         Assert.False(_pic.Requested);
+    }
+
+    // ------------------------------------------------------------------------------------------ another clock
+
+    [Theory]
+    [InlineData(65_000_000)]
+    [InlineData(3_700_000_000)]
+    [InlineData(1_000_000)] // slower than the 8254
+    public void A_period_that_is_under_way_ends_as_much_later_on_another_clock(ulong hertz)
+    {
+        Program(2, 10_000);
+        GoTo(4001);
+        var other = new StandingClock(hertz) { Ticks = 5 };
+        _timer.SwitchClock(other);
+        ulong rest = (ulong)(((UInt128)6000 * hertz) / IntervalTimer.Hertz);
+        Assert.InRange(_timer.NextEvent, 5 + rest - 1, 5 + rest + 1);
+        other.Ticks = _timer.NextEvent - 1;
+        _timer.Advance(other.Ticks);
+        Assert.False(_pic.Requested);
+        other.Ticks++;
+        _timer.Advance(other.Ticks);
+        Assert.True(Take());
+        ulong period = (ulong)(((UInt128)10_000 * hertz) / IntervalTimer.Hertz);
+        Assert.InRange(_timer.NextEvent - other.Ticks, period - 1, period + 1);
+    }
+
+    [Fact]
+    public void Many_changes_of_the_clock_lose_no_part_of_a_pulse()
+    {
+        Program(2, 100);
+        IEngineClock[] clocks = [_clock, new StandingClock(65_000_000), new StandingClock(1_000_003)];
+        UInt128 seconds = 0; // as a fraction of all three rates
+        for (int i = 0; i < 30_000; i++)
+        {
+            var clock = (StandingClock)clocks[i % clocks.Length];
+            _timer.SwitchClock(clock);
+            ulong step = 1 + ((ulong)i % 7);
+            clock.Ticks += step;
+            seconds += step * (UInt128)(1_000_000_000_000_000_000 / (ulong)clock.TicksPerSecond);
+            if (clock.Ticks >= _timer.NextEvent)
+            {
+                _timer.Advance(clock.Ticks);
+                _ = Take();
+            }
+        }
+
+        ulong pulses = (ulong)(seconds * IntervalTimer.Hertz / 1_000_000_000_000_000_000);
+        Assert.InRange(_timer.Ticks, ((long)pulses / 100) - 1, ((long)pulses / 100) + 1);
+        Assert.True(_timer.Ticks > 300);
+    }
+
+    [Fact]
+    public void The_same_clock_goes_on_while_it_is_exchanged_for_itself()
+    {
+        Program(2, 100);
+        ulong next = _timer.NextEvent;
+        GoTo(50);
+        _timer.SwitchClock(_clock);
+        Assert.Equal(next, _timer.NextEvent);
     }
 
     // ------------------------------------------------------------------------------------------ hostile

@@ -24,8 +24,8 @@ public sealed class MeasurementPorts : IIoDevice
     /// <summary>Most regions kept: a hostile guest must not eat the host's memory.</summary>
     public const int MaximumRegions = 4096;
 
-    private readonly IExecutionEngine _engine;
-    private readonly IEngineClock _clock;
+    private IExecutionEngine _engine;
+    private IEngineClock _clock;
     private readonly TrapLedger _ledger;
     private readonly VirtualCpu _cpu;
     private readonly List<MeasuredRegion> _regions = [];
@@ -37,6 +37,8 @@ public sealed class MeasurementPorts : IIoDevice
     private TranslationStatistics? _translationBefore;
     private ulong _ticksBefore;
     private double _startNanoseconds;
+    private ulong _ticksUnderOthers;
+    private double _nanosecondsUnderOthers;
 
     /// <summary>Creates the device for one VM.</summary>
     public MeasurementPorts(VirtualCpu cpu, IExecutionEngine engine, TrapLedger ledger)
@@ -53,6 +55,26 @@ public sealed class MeasurementPorts : IIoDevice
     /// <summary>Finished regions in order.</summary>
     public IReadOnlyList<MeasuredRegion> Regions => _regions;
 
+    /// <summary>
+    /// Another engine goes on. A region that is open has its time added up, each part on its engine's clock; the accounts that an
+    /// engine keeps for itself it does not have, since each of the two knows a part.
+    /// </summary>
+    internal void SwitchEngine(IExecutionEngine engine)
+    {
+        if (_open)
+        {
+            _nanosecondsUnderOthers += _clock.Nanoseconds - _startNanoseconds;
+            _ticksUnderOthers += _clock.Ticks - _ticksBefore;
+            _kernelBefore = null;
+            _translationBefore = null;
+        }
+
+        _engine = engine;
+        _clock = engine.Clock;
+        _ticksBefore = _clock.Ticks;
+        _startNanoseconds = _clock.Nanoseconds;
+    }
+
     /// <inheritdoc/>
     public uint Read(ushort port, int size) => size == 4 ? uint.MaxValue : (1u << (8 * size)) - 1;
 
@@ -68,6 +90,8 @@ public sealed class MeasurementPorts : IIoDevice
                 _before = _ledger.Snapshot();
                 _kernelBefore = _engine.KernelStatistics();
                 _translationBefore = _engine.TranslationStatistics;
+                _ticksUnderOthers = 0;
+                _nanosecondsUnderOthers = 0;
                 // The last things read, so that the VMM's own work before it is not the region's.
                 _ticksBefore = _clock.Ticks;
                 _startNanoseconds = _clock.Nanoseconds;
@@ -90,8 +114,8 @@ public sealed class MeasurementPorts : IIoDevice
                     new MeasuredRegion(
                         _id,
                         ((ulong)_unitsHigh << 32) | value,
-                        end - _startNanoseconds,
-                        ticks - _ticksBefore,
+                        _nanosecondsUnderOthers + (end - _startNanoseconds),
+                        _ticksUnderOthers + (ticks - _ticksBefore),
                         _ledger.Snapshot().Since(_before!),
                         _kernelBefore is { } kernel ? _engine.KernelStatistics()!.Since(kernel) : null,
                         _translationBefore is { } translation ? _engine.TranslationStatistics!.Since(translation) : null

@@ -16,6 +16,15 @@ internal sealed class DescriptorTables(VirtualCpu cpu, GuestAddressSpace space)
     /// <summary>A selector as an error code.</summary>
     public static uint ErrorCode(ushort selector) => (uint)(selector & ~3);
 
+    /// <summary>Whether the descriptor lies within the limit of its table; <paramref name="system"/> as for <see cref="TryRead"/>.</summary>
+    public bool Contains(ushort selector, bool system)
+    {
+        bool local = (selector & TableIndicator) != 0;
+        uint limit = local ? cpu.Ldtr.Limit : cpu.Gdtr.Limit;
+        uint last = (uint)(selector & ~7) + (system ? 15u : 7u);
+        return (!local || cpu.Ldtr.Present) && last <= limit;
+    }
+
     /// <summary>Reads the 8-byte descriptor of a code or data segment; a 16-byte one when <paramref name="system"/>.</summary>
     /// <param name="selector">Not null.</param>
     /// <param name="system">Read an LDT or TSS descriptor.</param>
@@ -24,18 +33,13 @@ internal sealed class DescriptorTables(VirtualCpu cpu, GuestAddressSpace space)
     public bool TryRead(ushort selector, bool system, out SegmentDescriptor descriptor, out GuestEvent fault)
     {
         descriptor = default;
-        (ulong table, uint limit) =
-            (selector & TableIndicator) != 0 ? (cpu.Ldtr.Base, cpu.Ldtr.Limit) : (cpu.Gdtr.Base, (uint)cpu.Gdtr.Limit);
-        uint offset = (uint)(selector & ~7);
-        uint size = system ? 16u : 8u;
-        bool absent = (selector & TableIndicator) != 0 && !cpu.Ldtr.Present;
-        if (absent || offset + size - 1 > limit)
+        if (!Contains(selector, system))
         {
             fault = GuestEvent.Exception(Vector.GeneralProtection, ErrorCode(selector));
             return false;
         }
 
-        ulong address = table + offset;
+        ulong address = ((selector & TableIndicator) != 0 ? cpu.Ldtr.Base : cpu.Gdtr.Base) + (uint)(selector & ~7);
         ulong high = 0;
         if (
             !space.TryRead(address, PageAccess.Read, out ulong low, out fault)

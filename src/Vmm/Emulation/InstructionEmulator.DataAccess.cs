@@ -13,7 +13,9 @@ public sealed partial class InstructionEmulator
     /// <summary>
     /// Whether <see cref="EmulateDataAccess"/> knows the instruction that <see cref="TryDecode"/> has just decoded.
     /// </summary>
-    public bool CanEmulateDataAccess => _current.Operation != Operation.Unprivileged || IsEmulatedDataAccess();
+    /// <remarks>What the platform lacks and the host executes has to be executed by the host.</remarks>
+    public bool CanEmulateDataAccess =>
+        _current.Operation is not (Operation.Unprivileged or Operation.Undefined) || IsEmulatedDataAccess();
 
     private bool IsEmulatedDataAccess() =>
         Instruction.IsStringInstruction

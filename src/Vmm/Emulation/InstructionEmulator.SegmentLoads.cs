@@ -4,7 +4,7 @@ using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Vmm.Emulation;
 
-// MOV to and from segment registers, POP FS/GS, LSS/LFS/LGS (Intel SDM vol. 2B, MOV; vol. 3A, section 5.6).
+// MOV to and from segment registers, PUSH and POP FS/GS, LSS/LFS/LGS (Intel SDM vol. 2B, MOV, PUSH; vol. 3A, section 5.6).
 public sealed partial class InstructionEmulator
 {
     private EmulationResult MovToSegment()
@@ -38,6 +38,21 @@ public sealed partial class InstructionEmulator
     {
         ushort selector = SegmentRegister(Instruction.Op1Register).Selector;
         return StoreWord(selector, selector);
+    }
+
+    private EmulationResult PushSegment()
+    {
+        ulong selector = SegmentRegister(Instruction.Op0Register).Selector;
+        int size = -Instruction.StackPointerIncrement;
+        ulong target = _cpu.Rsp - (ulong)size;
+        if (!_space.TryWrite(target, MemoryMarshalBytes(ref selector)[..size], User, out _event))
+        {
+            CorrectStackFault(Register.SS);
+            return EmulationResult.Event;
+        }
+
+        _cpu.Rsp = target;
+        return Done();
     }
 
     private EmulationResult PopSegment()

@@ -15,6 +15,9 @@ public sealed partial class InstructionEmulator
     /// </summary>
     internal bool InvalidatesAll { get; set; }
 
+    /// <summary>Another engine goes on; the VM is stopped, so that the old one is owed nothing.</summary>
+    internal void SwitchEngine(IExecutionEngine engine) => _engine = engine;
+
     /// <summary>Repetitions that this exit has done before a page had to be fetched.</summary>
     private int RepetitionsDone => Transaction?.Repetitions ?? 0;
 

@@ -39,7 +39,7 @@ public sealed partial class InstructionEmulator
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
     private readonly IoBus _ports;
-    private readonly IExecutionEngine _engine;
+    private IExecutionEngine _engine;
     private readonly GuestAddressSpace _space;
     private readonly DescriptorTables _descriptors;
     private readonly DecodeCache _cache = new();
@@ -75,6 +75,13 @@ public sealed partial class InstructionEmulator
     private ulong NextRip => _cpu.Rip + (ulong)_current.Length;
 
     private ref readonly Instruction Instruction => ref _current.Instruction;
+
+    /// <summary>
+    /// Whether an instruction has to come here wherever it is executed, not being what the platform has it be in the host's ring 3:
+    /// sensitive ones, and those of extensions that the platform's CPUID does not report.
+    /// </summary>
+    public static bool MustEmulate(in Instruction instruction) =>
+        OperationTable.Classify(instruction).Operation != Operation.Unprivileged;
 
     /// <summary>Decodes the instruction at RIP and says what its trap is to be counted as.</summary>
     /// <param name="reason">The ledger's reason.</param>
@@ -268,10 +275,20 @@ public sealed partial class InstructionEmulator
                 return MovToSegment();
             case Operation.MovFromSegment:
                 return MovFromSegment();
+            case Operation.PushSegment:
+                return PushSegment();
             case Operation.PopSegment:
                 return PopSegment();
             case Operation.LoadFarPointer:
                 return LoadFarPointer();
+            case Operation.Lar:
+                return Lar();
+            case Operation.Lsl:
+                return Lsl();
+            case Operation.Verr:
+                return Verify(write: false);
+            case Operation.Verw:
+                return Verify(write: true);
             case Operation.Syscall:
                 return Syscall();
             case Operation.Sysret:

@@ -54,8 +54,13 @@ internal enum Operation : byte
     Icebp,
     MovToSegment,
     MovFromSegment,
+    PushSegment,
     PopSegment,
     LoadFarPointer,
+    Lar,
+    Lsl,
+    Verr,
+    Verw,
     Syscall,
     Sysret,
 }
@@ -109,6 +114,8 @@ internal static class OperationTable
                 return (Operation.Wrmsr, TrapReason.Msr);
             case Mnemonic.Xgetbv or Mnemonic.Xsetbv:
                 return (Operation.Undefined, TrapReason.Msr);
+            case Mnemonic.Ud0 or Mnemonic.Ud1 or Mnemonic.Ud2:
+                return (Operation.Undefined, TrapReason.GuestException);
             case Mnemonic.Cpuid:
                 return (Operation.Cpuid, TrapReason.Cpuid);
             case Mnemonic.Lgdt:
@@ -137,6 +144,16 @@ internal static class OperationTable
                 return (Operation.FarBranch, TrapReason.SegmentOrReturn);
             case Mnemonic.Lss or Mnemonic.Lfs or Mnemonic.Lgs:
                 return (Operation.LoadFarPointer, TrapReason.SegmentOrReturn);
+            case Mnemonic.Lar:
+                return (Operation.Lar, TrapReason.DescriptorTable);
+            case Mnemonic.Lsl:
+                return (Operation.Lsl, TrapReason.DescriptorTable);
+            case Mnemonic.Verr:
+                return (Operation.Verr, TrapReason.DescriptorTable);
+            case Mnemonic.Verw:
+                return (Operation.Verw, TrapReason.DescriptorTable);
+            case Mnemonic.Push when instruction.Op0Register is Register.FS or Register.GS:
+                return (Operation.PushSegment, TrapReason.SegmentOrReturn);
             case Mnemonic.Pop when instruction.Op0Register is Register.FS or Register.GS:
                 return (Operation.PopSegment, TrapReason.SegmentOrReturn);
             case Mnemonic.Int or Mnemonic.Int3:

@@ -23,7 +23,7 @@ public sealed class Transaction : IDisposable
     private readonly VirtualCpu _cpu;
     private readonly VirtualCpu _before = new();
     private readonly MemoryTransaction _memory;
-    private readonly IExecutionEngine _engine;
+    private IExecutionEngine _engine;
     private readonly PhysicalBus _absent;
     private long _unclaimedBefore;
     private bool _switch;
@@ -52,6 +52,9 @@ public sealed class Transaction : IDisposable
         Repetitions = 0;
         Open();
     }
+
+    /// <summary>Another engine goes on; the transaction is closed.</summary>
+    internal void SwitchEngine(IExecutionEngine engine) => _engine = engine;
 
     private void Open()
     {

@@ -129,6 +129,7 @@ public sealed partial class VirtualMachine
                     break;
 
                 case VmExitReason.Failed:
+                    _engineFailure = exit.Message;
                     return new RunOutcome(RunEnd.Failed, 0, exit.Message);
 
                 default:

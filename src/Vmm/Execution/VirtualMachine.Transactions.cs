@@ -26,14 +26,20 @@ public sealed partial class VirtualMachine
         }
 
         // Hardware goes through the host's page tables, which the core has no hand in.
-        if (_engine.Capabilities.DeliversEvents || _engine.Capabilities.Paging is not null)
+        if (ReachesThroughHost(_engine))
         {
-            _userFaults = UserFaults.Start(Memory, pager, _engine.Kick);
+            _userFaults = UserFaults.Start(Memory, pager, Kick);
         }
 
         _transaction = new Transaction(Cpu, Memory.Attach(pager), _engine, AbsentMemory);
         _emulator.Transaction = _transaction;
     }
+
+    private static bool ReachesThroughHost(IExecutionEngine engine) =>
+        engine.Capabilities.DeliversEvents || engine.Capabilities.Paging is not null;
+
+    // Whichever engine it is by then.
+    private void Kick() => _engine.Kick();
 
     private TrapReason HandleInTransaction(in VmExit exit, IEngineClock clock, out ulong dispatched)
     {

@@ -15,12 +15,13 @@ public delegate IExecutionEngine EngineFactory(VirtualCpu cpu, GuestMemory memor
 /// </summary>
 public sealed partial class VirtualMachine : IDisposable
 {
-    private readonly IExecutionEngine _engine;
+    private volatile IExecutionEngine _engine;
     private readonly InstructionEmulator _emulator;
     private readonly EventDelivery _delivery;
     private readonly ExitPort _exitPort = new();
     private readonly MeasurementPorts _measurement;
     private volatile bool _abandoned;
+    private volatile bool _running;
 
     /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
     /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
@@ -97,6 +98,7 @@ public sealed partial class VirtualMachine : IDisposable
     {
         // First, since the engine may have half an instruction of the guest before to get over with.
         _engine.LoadLazyState();
+        _engineFailure = null;
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
         _engine.SwitchAddressSpace();
     }
@@ -109,13 +111,15 @@ public sealed partial class VirtualMachine : IDisposable
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     public RunOutcome Run(TimeSpan? timeout = null, CancellationToken cancellation = default)
     {
+        IExecutionEngine engine = _engine;
         using CancellationTokenSource? deadline = timeout is { } limit
             ? new CancellationTokenSource(Clamp(limit))
             : null;
-        using CancellationTokenRegistration onDeadline = deadline?.Token.Register(_engine.Kick) ?? default;
-        using CancellationTokenRegistration onCancel = cancellation.Register(_engine.Kick);
-        _engine.AttachThread();
+        using CancellationTokenRegistration onDeadline = deadline?.Token.Register(engine.Kick) ?? default;
+        using CancellationTokenRegistration onCancel = cancellation.Register(engine.Kick);
+        engine.AttachThread();
         _hasRun = true;
+        _running = true;
         try
         {
             DetachCompletePager();
@@ -132,8 +136,9 @@ public sealed partial class VirtualMachine : IDisposable
         }
         finally
         {
-            _engine.SaveLazyState();
-            _engine.DetachThread();
+            engine.SaveLazyState();
+            engine.DetachThread();
+            _running = false;
         }
     }
 
@@ -177,6 +182,12 @@ public sealed partial class VirtualMachine : IDisposable
 
     /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
     public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();
+
+    /// <summary>What the engine has translated so far; null for one that does not translate.</summary>
+    public TranslationStatistics? TranslationStatistics() => _engine.TranslationStatistics;
+
+    /// <inheritdoc cref="IExecutionEngine.ObserveTranslation"/>
+    public bool ObserveTranslation(ITranslationObserver? observer) => _engine.ObserveTranslation(observer);
 
     /// <inheritdoc/>
     public void Dispose()

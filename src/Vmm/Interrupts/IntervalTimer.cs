@@ -30,11 +30,13 @@ public sealed class IntervalTimer : IIoDevice, ITimer
     /// <summary>Input frequency: a twelfth of 14.31818 MHz, four times NTSC's colour subcarrier, as every PC has it.</summary>
     public const ulong Hertz = 1_193_182;
 
-    private readonly IEngineClock _clock;
+    private IEngineClock _clock;
     private readonly InterruptController _controller;
     private readonly Channel[] _channels = [new(), new(), new()];
-    private readonly ulong _start;
-    private readonly ulong _ticksPerSecond;
+    private ulong _start;
+    private ulong _ticksPerSecond;
+    private ulong _startPulse; // what Now was at the start on this clock
+    private UInt128 _startPart; // and how much of the next pulse was over, in pulses times ticks a second
     private long _owed;
 
     /// <summary>Creates the timer; all channels are idle until they are programmed.</summary>
@@ -89,6 +91,27 @@ public sealed class IntervalTimer : IIoDevice, ITimer
             CatchUp();
             Schedule();
         }
+    }
+
+    /// <summary>
+    /// Goes on counting on another clock, from where it is: what of a period is over stays over. The time of a clock that is
+    /// the same goes on too.
+    /// </summary>
+    internal void SwitchClock(IEngineClock clock)
+    {
+        if (ReferenceEquals(clock, _clock))
+        {
+            return;
+        }
+
+        UInt128 counted = Counted(_clock.Ticks);
+        ulong before = _ticksPerSecond;
+        _ticksPerSecond = (ulong)Math.Round(clock.TicksPerSecond);
+        _startPulse += (ulong)(counted / before);
+        _startPart = counted % before * _ticksPerSecond / before;
+        _clock = clock;
+        _start = clock.Ticks;
+        Schedule();
     }
 
     /// <inheritdoc/>
@@ -208,10 +231,16 @@ public sealed class IntervalTimer : IIoDevice, ITimer
     }
 
     /// <summary>The 8254's clock pulses since the VM's creation.</summary>
-    private ulong Now() => (ulong)((UInt128)(_clock.Ticks - _start) * Hertz / _ticksPerSecond);
+    private ulong Now() => _startPulse + (ulong)(Counted(_clock.Ticks) / _ticksPerSecond);
+
+    // Since the start on this clock, in pulses times ticks a second.
+    private UInt128 Counted(ulong ticks) => ((UInt128)(ticks - _start) * Hertz) + _startPart;
 
     // The first tick of the clock at which Now has reached the pulse.
-    private ulong TicksOf(ulong pulse) => _start + (ulong)((((UInt128)pulse * _ticksPerSecond) + (Hertz - 1)) / Hertz);
+    private ulong TicksOf(ulong pulse) =>
+        pulse <= _startPulse
+            ? _start
+            : _start + (ulong)((((UInt128)(pulse - _startPulse) * _ticksPerSecond) - _startPart + (Hertz - 1)) / Hertz);
 
     /// <summary>One counter.</summary>
     private sealed class Channel
