@@ -177,6 +177,47 @@ public sealed class TranslationBenchmarkTests
     public void An_engine_without_an_account_of_its_translations_has_no_cost() =>
         Assert.Contains("failed: binary-translation keeps no account of what it translates", Cost((_, run) => run));
 
+    [Fact]
+    public void Cold_code_is_executed_as_many_turns_as_it_is_asked_for()
+    {
+        Strategy strategy = StrategiesUnderTest.Get("simulated-native");
+        MeasuredRegion once = Run(strategy, ColdCode.Build(3_000, 7)).Regions[0];
+        MeasuredRegion often = Run(strategy, ColdCode.Build(3_000, 7, turns: 9)).Regions[0];
+        Assert.Equal((1UL, 9UL), (once.Units, often.Units));
+        Assert.InRange(often.ElapsedNanoseconds / once.ElapsedNanoseconds, 8, 10);
+    }
+
+    [Theory]
+    [InlineData(0, false, "two, ms +median +0.02 ")] // 100 µs in 5 turns
+    [InlineData(1, false, "two: failed: it left another checksum than one")]
+    [InlineData(0, true, "two: failed: out of luck")]
+    public void Sizes_of_the_code_cache_are_compared_where_they_compute_the_same(
+        int checksumError,
+        bool fails,
+        string line
+    )
+    {
+        var output = new StringWriter();
+        CodeCacheComparison.Print(
+            output,
+            [("one", DirectStrategy), ("two", TranslatingStrategy)],
+            (strategy, _, _, _, _) =>
+                new SampleRun(
+                    fails && strategy == TranslatingStrategy
+                        ? new RunOutcome(RunEnd.Failed, 0, "out of luck")
+                        : new RunOutcome(RunEnd.Exited, 0, null),
+                    [ScriptedMachines.Region(1, 5, 100_000, null, 0)],
+                    new WorkloadResult(strategy == DirectStrategy ? 1 : 1 + (ulong)checksumError, 0),
+                    DirectStrategy.Capabilities,
+                    ScriptedMachines.TicksPerSecond,
+                    default
+                ),
+            instructions: 500,
+            rounds: 3
+        );
+        Assert.Matches(line, output.ToString());
+    }
+
     private static string Cost(Func<Strategy, SampleRun, SampleRun> bend)
     {
         var output = new StringWriter();

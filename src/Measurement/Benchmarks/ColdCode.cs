@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace VirtBench.Measurement.Benchmarks;
 
 /// <summary>
-/// A guest with a large body of code that it executes once, in a region of one unit: what translating costs shows here and nowhere else. Straight
+/// A guest with a large body of code that it executes once or a few times, in a region: what translating costs shows here and nowhere else. Straight
 /// lines of five or so instructions between branches, forward ones, calls of small functions; the mix is roughly that of compiled integer
 /// code: moves and loads most, then arithmetic, compares with branches, few calls. The same seed gives the same program.
 /// </summary>
@@ -17,6 +17,9 @@ internal static class ColdCode
     private const ulong Data = 0x40_0000;
     private const int DataBytes = 0x4000;
     private const int InstructionsPerFunction = 400;
+
+    /// <summary>They take some 4.5 bytes each, and there are 3 MiB before the data.</summary>
+    private const int MostInstructions = 500_000;
 
     private static readonly AssemblerRegister64[] Registers =
     [
@@ -37,11 +40,16 @@ internal static class ColdCode
     /// <summary>Assembles the guest.</summary>
     /// <param name="instructions">Instructions of the body, about; those that branches skip count.</param>
     /// <param name="seed">Seed of the program.</param>
-    public static GuestImage Build(int instructions, ulong seed)
+    /// <param name="turns">How often the body is executed: the region's units.</param>
+    /// <exception cref="ArgumentOutOfRangeException">There is no room for so many instructions.</exception>
+    public static GuestImage Build(int instructions, ulong seed, int turns = 1)
     {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(instructions, MostInstructions);
+        ArgumentOutOfRangeException.ThrowIfLessThan(turns, 1);
         var random = new SplitMix64(seed);
         var a = new Assembler(64);
         Label entry = a.CreateLabel("entry");
+        Label body = a.CreateLabel("body");
         Label constant = a.CreateLabel("constant");
         Label[] functions =
         [
@@ -68,6 +76,8 @@ internal static class ColdCode
         a.mov(eax, Workload.MeasuredRegionId);
         a.@out((byte)MeasurementPorts.Begin, eax);
         a.mov(rax, r13);
+        a.mov(r15d, turns);
+        a.Label(ref body);
         int emitted = functions.Length * 6;
         int called = 0;
         while (emitted < instructions)
@@ -77,8 +87,10 @@ internal static class ColdCode
             emitted += line + EmitBranch(a, ref random, constant, functions, ref called);
         }
 
+        a.dec(r15d);
+        a.jnz(body);
         a.mov(r13, rax);
-        a.mov(eax, 1);
+        a.mov(eax, turns);
         a.@out((byte)MeasurementPorts.End, eax);
         a.mov(rax, r13);
         foreach (AssemblerRegister64 register in Registers)
