@@ -43,11 +43,11 @@ internal static class CodeCacheComparison
         int rounds
     )
     {
-        GuestImage image = ColdCode.Build(instructions, Seed, Turns);
+        GuestImage image = ColdCode.Build(instructions, Seed, Turns).Image;
         output.WriteLine(
             string.Create(
                 CultureInfo.InvariantCulture,
-                $"{image.Name}, {Turns} times over, {rounds} rounds in turns, small cache of {SmallCacheBytes >> 20} MiB, this host; of a turn:"
+                $"{image.Name}, {Turns} times over, {rounds} rounds in turns, small cache of {SmallCacheBytes >> 20} MiB, this host; of a turn, the first one included:"
             )
         );
         double[][] times = [.. variants.Select(_ => new double[rounds])];

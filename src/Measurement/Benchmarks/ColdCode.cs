@@ -11,7 +11,9 @@ namespace VirtBench.Measurement.Benchmarks;
 /// lines of five or so instructions between branches, forward ones, calls of small functions; the mix is roughly that of compiled integer
 /// code: moves and loads most, then arithmetic, compares with branches, few calls. The same seed gives the same program.
 /// </summary>
-internal static class ColdCode
+/// <param name="Image">The guest.</param>
+/// <param name="Instructions">Instructions of the body and its functions; those that branches skip, a quarter or so, count.</param>
+internal sealed record ColdCode(GuestImage Image, int Instructions)
 {
     private const ulong Code = SlottedWorkload.ImageBase;
     private const ulong Data = 0x40_0000;
@@ -42,7 +44,7 @@ internal static class ColdCode
     /// <param name="seed">Seed of the program.</param>
     /// <param name="turns">How often the body is executed: the region's units.</param>
     /// <exception cref="ArgumentOutOfRangeException">There is no room for so many instructions.</exception>
-    public static GuestImage Build(int instructions, ulong seed, int turns = 1)
+    public static ColdCode Build(int instructions, ulong seed, int turns = 1)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(instructions, MostInstructions);
         ArgumentOutOfRangeException.ThrowIfLessThan(turns, 1);
@@ -62,6 +64,7 @@ internal static class ColdCode
             a.ret();
         }
 
+        int counted = a.Instructions.Count;
         a.Label(ref constant);
         a.dq(0x0123_4567_89AB_CDEF);
         a.Label(ref entry);
@@ -77,6 +80,7 @@ internal static class ColdCode
         a.@out((byte)MeasurementPorts.Begin, eax);
         a.mov(rax, r13);
         a.mov(r15d, turns);
+        counted -= a.Instructions.Count;
         a.Label(ref body);
         int emitted = functions.Length * 6;
         int called = 0;
@@ -87,6 +91,7 @@ internal static class ColdCode
             emitted += line + EmitBranch(a, ref random, constant, functions, ref called);
         }
 
+        counted += a.Instructions.Count;
         a.dec(r15d);
         a.jnz(body);
         a.mov(r13, rax);
@@ -112,14 +117,15 @@ internal static class ColdCode
             BlockEncoderOptions.ReturnNewInstructionOffsets
         );
         byte[] content = code.ToArray();
-        return new GuestImage(
-            $"cold code, {instructions} instructions",
+        var image = new GuestImage(
+            $"cold code, {counted} instructions",
             assembled.GetLabelRIP(entry),
             [
                 new ImageSegment(Code, content, (ulong)content.Length, Executable: true),
                 new ImageSegment(Data, Array.Empty<byte>(), DataBytes, Executable: false),
             ]
         );
+        return new ColdCode(image, counted);
     }
 
     private static void TouchData(Assembler a)
