@@ -25,6 +25,12 @@ internal enum SiteKind : byte
 
     /// <summary>The guest's code at the address is not what was translated.</summary>
     CodeChanged,
+
+    /// <summary>
+    /// An indirect branch to the guest address in <see cref="ControlPage.LookupTarget"/>, which its chain does not have; instead of an address, the
+    /// branch's number.
+    /// </summary>
+    Indirect,
 }
 
 /// <summary>One way out of a block.</summary>
@@ -66,4 +72,32 @@ internal sealed class Block
 
     /// <summary>Address in the carrier that links and the VMM enter it by.</summary>
     public ulong Address => CarrierLayout.CodeCache + (ulong)Entry;
+}
+
+/// <summary>
+/// An indirect branch or return that remembers where it has led: a chain of comparisons, each followed by a direct jump. One that leads to too
+/// many places looks them up.
+/// </summary>
+internal sealed class IndirectBranch
+{
+    /// <summary>The block that it is in.</summary>
+    public required Block Owner { get; init; }
+
+    /// <summary>Linear address of the instruction.</summary>
+    public required ulong Rip { get; init; }
+
+    /// <summary>Return: bytes that it takes off the stack, the address included. 0 for others.</summary>
+    public required int Pops { get; init; }
+
+    /// <summary>Offset of the displacement of the jump to the chain.</summary>
+    public required int Jump { get; init; }
+
+    /// <summary>Where it is looked up, in the carrier.</summary>
+    public required ulong Lookup { get; init; }
+
+    /// <summary>Where the chain goes for want of the target, in the carrier.</summary>
+    public ulong Unknown { get; set; }
+
+    /// <summary>Linear addresses in the chain.</summary>
+    public List<ulong> Targets { get; } = [];
 }

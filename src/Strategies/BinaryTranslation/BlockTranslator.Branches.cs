@@ -65,12 +65,12 @@ internal sealed unsafe partial class BlockTranslator
         }
         else
         {
-            _w.Store(SavedRax, Gpr.Rax);
-            Mark(decoded.Instruction.IP, Repairs.Rax);
-            _w.MoveImmediate(Gpr.Rax, returnAddress);
-            _w.Byte(0x50); // PUSH rax
-            Mark(target, Repairs.Rax);
-            _w.Load(Gpr.Rax, SavedRax);
+            _w.Store(SavedR11, R11);
+            Mark(decoded.Instruction.IP, Repairs.R11);
+            _w.MoveImmediate(R11, returnAddress);
+            _w.PushR11();
+            Mark(target, Repairs.R11);
+            _w.Load(R11, SavedR11);
         }
 
         Mark(target);
@@ -83,8 +83,9 @@ internal sealed unsafe partial class BlockTranslator
         _w.Store(SavedRcx, Gpr.Rcx);
         Mark(rip, Repairs.Rcx);
         _w.LoadTopOfStackIntoRcx();
-        int bytes = decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0;
-        _w.Lea(Gpr.Rsp, Gpr.Rsp, sizeof(ulong) + bytes);
+        int pops = sizeof(ulong) + (decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0);
+        EmitChainStart(rip, pops);
+        _w.Lea(Gpr.Rsp, Gpr.Rsp, pops);
         EmitLookup();
     }
 
@@ -105,12 +106,18 @@ internal sealed unsafe partial class BlockTranslator
             }
             else
             {
-                _w.Store(SavedRax, Gpr.Rax);
-                repairs |= Repairs.Rax;
+                _w.Store(SavedR11, R11);
+                repairs |= Repairs.R11;
                 Mark(rip, repairs);
-                _w.MoveImmediate(Gpr.Rax, returnAddress);
-                _w.Byte(0x50);
+                _w.MoveImmediate(R11, returnAddress);
+                _w.PushR11();
             }
+        }
+
+        MarkComputed(RipSource.Rcx, repairs);
+        if (repairs == Repairs.Rcx)
+        {
+            EmitChainStart(rip, 0);
         }
 
         EmitLookup(repairs);
@@ -180,6 +187,119 @@ internal sealed unsafe partial class BlockTranslator
         return count;
     }
 
+    // A jump that leads to the chain, once there is one; behind it follows the lookup.
+    private void EmitChainStart(ulong rip, int pops)
+    {
+        if (_use == BlockUse.Step || ChainLength == 0)
+        {
+            return;
+        }
+
+        int jump = _w.Jump(CarrierLayout.CodeCache);
+        var branch = new IndirectBranch
+        {
+            Owner = _block,
+            Rip = rip,
+            Pops = pops,
+            Jump = jump,
+            Lookup = _w.Address,
+        };
+        _indirect.Add(branch);
+    }
+
+    private void EmitUnknownTarget(IndirectBranch branch)
+    {
+        int number = _cache.IndirectBranches.Count;
+        _cache.IndirectBranches.Add(branch);
+        branch.Unknown = _w.Address;
+        CodeWriter.Patch(_cache.Code, branch.Jump, branch.Unknown);
+        MarkBranch(branch, Repairs.Rcx);
+        _w.Store(LookupTarget, Gpr.Rcx);
+        _w.Load(Gpr.Rcx, SavedRcx);
+        if (branch.Pops > 0)
+        {
+            Mark(branch.Rip);
+        }
+        else
+        {
+            MarkComputed(RipSource.LookupTarget, Repairs.None);
+        }
+
+        EmitExit(SiteKind.Indirect, (ulong)number);
+    }
+
+    // A return has not taken its address off the stack yet; another branch is done, its target being RCX.
+    private void MarkBranch(IndirectBranch branch, Repairs repairs, ulong less = 0)
+    {
+        if (branch.Pops > 0)
+        {
+            Mark(branch.Rip, repairs);
+        }
+        else
+        {
+            MarkComputed(RipSource.RcxAndConstant, repairs, less);
+        }
+    }
+
+    /// <summary>Lets an indirect branch know one more target.</summary>
+    /// <param name="cache">The cache that it is in.</param>
+    /// <param name="branch">The branch.</param>
+    /// <param name="target">The guest address that it has led to.</param>
+    public void ExtendChain(TranslationCache cache, IndirectBranch branch, ulong target)
+    {
+        branch.Targets.Add(target);
+        if (branch.Targets.Count > ChainLength || !branch.Targets.TrueForAll(IsNear))
+        {
+            CodeWriter.Patch(cache.Code, branch.Jump, branch.Lookup);
+            return;
+        }
+
+        _cache = cache;
+        _block = branch.Owner;
+        _use = BlockUse.Linked;
+        _w = new CodeWriter(cache.Code, cache.Next);
+        int firstSite = cache.Sites.Count;
+        CodeWriter.Patch(cache.Code, branch.Jump, _w.Address);
+        Span<int> hits = stackalloc int[ChainLength];
+        ulong less = 0;
+        MarkBranch(branch, Repairs.Rcx);
+        for (int i = 0; i < branch.Targets.Count; i++)
+        {
+            AddToRcx(less - branch.Targets[i]);
+            less = branch.Targets[i];
+            MarkBranch(branch, Repairs.Rcx, less);
+            hits[i] = _w.Offset + 1;
+            _w.JumpIfRcxIsZero(0);
+        }
+
+        AddToRcx(less);
+        MarkBranch(branch, Repairs.Rcx);
+        _ = _w.Jump(branch.Unknown);
+        for (int i = 0; i < branch.Targets.Count; i++)
+        {
+            _w.PatchShortToHere(hits[i]);
+            if (branch.Pops > 0)
+            {
+                Mark(branch.Rip, Repairs.Rcx);
+                _w.Load(Gpr.Rcx, SavedRcx);
+                Mark(branch.Rip);
+                _w.Lea(Gpr.Rsp, Gpr.Rsp, branch.Pops);
+            }
+            else
+            {
+                Mark(branch.Targets[i], Repairs.Rcx);
+                _w.Load(Gpr.Rcx, SavedRcx);
+            }
+
+            Mark(branch.Targets[i]);
+            EmitLink(branch.Targets[i]);
+        }
+
+        HostBytes += _w.Offset - cache.Next;
+        cache.Next = _w.Offset;
+        LinkSites(firstSite);
+    }
+
     /// <summary>
     /// Goes on at the guest address in RCX, the guest's own RCX being saved. The low 16 bits choose an entry of the table; the block there finds out
     /// whether it is the one that is meant, see <see cref="EmitLookupEntry"/>.
@@ -192,10 +312,10 @@ internal sealed unsafe partial class BlockTranslator
             _w.Store(LookupTarget, Gpr.Rcx);
             MarkComputed(RipSource.LookupTarget, repairs);
             _w.Load(Gpr.Rcx, SavedRcx);
-            if ((repairs & Repairs.Rax) != 0)
+            if ((repairs & Repairs.R11) != 0)
             {
-                MarkComputed(RipSource.LookupTarget, Repairs.Rax);
-                _w.Load(Gpr.Rax, SavedRax);
+                MarkComputed(RipSource.LookupTarget, Repairs.R11);
+                _w.Load(R11, SavedR11);
             }
 
             MarkComputed(RipSource.LookupTarget, Repairs.None);
@@ -203,25 +323,25 @@ internal sealed unsafe partial class BlockTranslator
             return;
         }
 
-        if ((repairs & Repairs.Rax) == 0)
+        if ((repairs & Repairs.R11) == 0)
         {
-            _w.Store(SavedRax, Gpr.Rax);
-            MarkComputed(RipSource.Rcx, Repairs.Rcx | Repairs.Rax);
+            _w.Store(SavedR11, R11);
+            MarkComputed(RipSource.Rcx, Repairs.Rcx | Repairs.R11);
         }
 
-        _w.MoveImmediate(Gpr.Rax, CarrierLayout.LookupTable / sizeof(ulong));
-        _w.MoveCxIntoAx();
-        _w.LoadRaxTimesEight();
-        _w.JumpRax();
+        _w.MoveImmediate(R11, CarrierLayout.LookupTable / sizeof(ulong));
+        _w.MoveCxIntoR11();
+        _w.LoadR11TimesEight();
+        _w.JumpR11();
     }
 
     /// <summary>
-    /// Where lookups enter a block: RCX holds the guest address, RCX and RAX of the guest's are saved. Any block whose address has the same low
+    /// Where lookups enter a block: RCX holds the guest address, RCX and R11 of the guest's are saved. Any block whose address has the same low
     /// 16 bits may be found here.
     /// </summary>
     private void EmitLookupEntry(Block block)
     {
-        const Repairs both = Repairs.Rcx | Repairs.Rax;
+        const Repairs both = Repairs.Rcx | Repairs.R11;
         ulong rip = block.Start;
         ulong negated = (ulong)-(long)rip;
         block.LookupEntry = _w.Offset;
@@ -236,8 +356,8 @@ internal sealed unsafe partial class BlockTranslator
         _w.PatchShortToHere(match);
         Mark(rip, both);
         _w.Load(Gpr.Rcx, SavedRcx);
-        Mark(rip, Repairs.Rax);
-        _w.Load(Gpr.Rax, SavedRax);
+        Mark(rip, Repairs.R11);
+        _w.Load(R11, SavedR11);
         Mark(rip);
     }
 
@@ -249,8 +369,8 @@ internal sealed unsafe partial class BlockTranslator
         }
         else
         {
-            _w.MoveImmediate(Gpr.Rax, value);
-            _w.AddRaxToRcx();
+            _w.MoveImmediate(R11, value);
+            _w.AddR11ToRcx();
         }
     }
 
@@ -260,11 +380,11 @@ internal sealed unsafe partial class BlockTranslator
     /// </summary>
     private void EmitSelfCheck(ulong rip, int length)
     {
-        const Repairs both = Repairs.Rcx | Repairs.Rax;
+        const Repairs both = Repairs.Rcx | Repairs.R11;
         Mark(rip);
         _w.Store(SavedRcx, Gpr.Rcx);
         Mark(rip, Repairs.Rcx);
-        _w.Store(SavedRax, Gpr.Rax);
+        _w.Store(SavedR11, R11);
         Mark(rip, both | Repairs.ReadsCode);
         byte* code = _decoded[0].Bytes;
         for (int at = 0; at < length; )
@@ -281,25 +401,25 @@ internal sealed unsafe partial class BlockTranslator
                 2 => *(ushort*)(code + at),
                 _ => code[at],
             };
-            _w.MoveImmediate(Gpr.Rax, rip + (ulong)at);
+            _w.MoveImmediate(R11, rip + (ulong)at);
             switch (size)
             {
                 case 8:
-                    _w.Bytes(0x48, 0x8B, 0x08); // MOV rcx, [rax]
+                    _w.Bytes(0x49, 0x8B, 0x0B); // MOV rcx, [r11]
                     break;
                 case 4:
-                    _w.Bytes(0x8B, 0x08); // MOV ecx, [rax]
+                    _w.Bytes(0x41, 0x8B, 0x0B); // MOV ecx, [r11]
                     break;
                 case 2:
-                    _w.Bytes(0x0F, 0xB7, 0x08); // MOVZX ecx, word [rax]
+                    _w.Bytes(0x41, 0x0F, 0xB7, 0x0B); // MOVZX ecx, word [r11]
                     break;
                 default:
-                    _w.Bytes(0x0F, 0xB6, 0x08); // MOVZX ecx, byte [rax]
+                    _w.Bytes(0x41, 0x0F, 0xB6, 0x0B); // MOVZX ecx, byte [r11]
                     break;
             }
 
-            _w.MoveImmediate(Gpr.Rax, (ulong)-(long)expected);
-            _w.AddRaxToRcx();
+            _w.MoveImmediate(R11, (ulong)-(long)expected);
+            _w.AddR11ToRcx();
             const int jumpLength = 5;
             _w.JumpIfRcxIsZero(jumpLength);
             Defer(_w.Jump(CarrierLayout.CodeCache), rip, SiteKind.CodeChanged, both);
@@ -307,8 +427,8 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         _w.Load(Gpr.Rcx, SavedRcx);
-        Mark(rip, Repairs.Rax);
-        _w.Load(Gpr.Rax, SavedRax);
+        Mark(rip, Repairs.R11);
+        _w.Load(R11, SavedR11);
     }
 
     private static bool IsNear(ulong value) => (long)value == (int)value;

@@ -12,7 +12,7 @@ internal sealed unsafe partial class BlockTranslator
         ref Decoded decoded = ref _decoded[index];
         ref readonly Instruction instruction = ref decoded.Instruction;
         ulong rip = instruction.IP;
-        Mark(rip);
+        MarkEntry(rip);
         bool shadowEnds = _inShadow;
         switch (decoded.Class)
         {

@@ -43,6 +43,7 @@ internal sealed unsafe partial class BlockTranslator
     private const int MaximumInstructions = 64;
     private const int MaximumSelfCheckingInstructions = 8;
     private const int LongestInstruction = 15;
+    private const int R11 = 11;
 
     /// <summary>A decoded instruction, and where its bytes are.</summary>
     private struct Decoded
@@ -62,6 +63,7 @@ internal sealed unsafe partial class BlockTranslator
     private readonly Decoded[] _decoded = new Decoded[MaximumInstructions];
     private readonly byte[] _crossing = GC.AllocateArray<byte>(32, pinned: true);
     private readonly List<(int Jump, ulong Rip, SiteKind Kind, Repairs Repairs)> _deferred = [];
+    private readonly List<IndirectBranch> _indirect = []; // of the block
     private TranslationCache _cache = null!;
     private TranslationMode _mode;
     private Block _block = null!;
@@ -77,6 +79,12 @@ internal sealed unsafe partial class BlockTranslator
         _decoder = Decoder.Create(64, _reader);
         _encoder = Encoder.Create(64, _encoded);
     }
+
+    /// <summary>How many targets an indirect branch compares with before it looks its target up.</summary>
+    public int ChainLength { get; init; } = DefaultChainLength;
+
+    /// <summary>See docs/benchmarks.md for what the choice rests on.</summary>
+    public const int DefaultChainLength = 4;
 
     /// <summary>Guest instructions translated so far.</summary>
     public long Instructions { get; private set; }
@@ -191,7 +199,10 @@ internal sealed unsafe partial class BlockTranslator
         for (int site = first; site < _cache.Sites.Count; site++)
         {
             ExitSite exit = _cache.Sites[site];
-            if (exit.Kind == SiteKind.Link && _cache.TryFind(exit.Rip, out Block target))
+            if (
+                exit.Kind == SiteKind.Link
+                && (_cache.TryFind(exit.Rip, out Block? target) || (target = _cache.FindInside(exit.Rip)) is not null)
+            )
             {
                 _cache.Link(site, target);
             }
@@ -257,7 +268,7 @@ internal sealed unsafe partial class BlockTranslator
             }
 
             // What is there already need not be there twice.
-            if (decoded.Class is InstructionClass.ConditionalJump && _cache.TryFind(rip, out _))
+            if (_cache.TryFind(rip, out _))
             {
                 break;
             }
@@ -339,6 +350,19 @@ internal sealed unsafe partial class BlockTranslator
             )
         );
 
+    /// <summary>An instruction's translation begins.</summary>
+    private void MarkEntry(ulong rip) =>
+        _cache.Recovery.Add(
+            new RecoveryPoint(
+                _w.Offset,
+                RipSource.Constant,
+                _inShadow ? Repairs.InShadow : Repairs.None,
+                0,
+                rip,
+                IsEntry: !_inShadow && !_block.ChecksItself
+            )
+        );
+
     private void MarkComputed(RipSource source, Repairs repairs, ulong constant = 0) =>
         _cache.Recovery.Add(new RecoveryPoint(_w.Offset, source, repairs, 0, constant));
 
@@ -386,9 +410,9 @@ internal sealed unsafe partial class BlockTranslator
                 _w.Load(Gpr.Rcx, SavedRcx);
             }
 
-            if ((repairs & Repairs.Rax) != 0)
+            if ((repairs & Repairs.R11) != 0)
             {
-                _w.Load(Gpr.Rax, SavedRax);
+                _w.Load(R11, SavedR11);
             }
 
             if ((repairs & Repairs.Other) != 0)
@@ -401,10 +425,17 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         _deferred.Clear();
+        foreach (IndirectBranch branch in _indirect)
+        {
+            EmitUnknownTarget(branch);
+        }
+
+        _indirect.Clear();
     }
 
     private static readonly int SavedRcx = CodeWriter.Field(nameof(ControlPage.SavedRcx)),
         SavedRax = CodeWriter.Field(nameof(ControlPage.SavedRax)),
+        SavedR11 = CodeWriter.Field(nameof(ControlPage.SavedR11)),
         SavedOther = CodeWriter.Field(nameof(ControlPage.SavedOther)),
         LookupTarget = CodeWriter.Field(nameof(ControlPage.LookupTarget)),
         WindowWanted = CodeWriter.Field(nameof(ControlPage.WindowWanted)),

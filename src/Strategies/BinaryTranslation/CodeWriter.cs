@@ -44,8 +44,16 @@ internal unsafe struct CodeWriter(byte* cache, int offset)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Bytes(byte* source, int length)
     {
-        // 16 at once: no instruction is longer, and the cache ends behind a margin.
-        *(UInt128*)(_cache + Offset) = *(UInt128*)source;
+        // Two overlapping halves would do, but most instructions have up to eight bytes.
+        if (length <= sizeof(ulong) && ((nuint)source & 0xFFF) <= 0xFF8)
+        {
+            *(ulong*)(_cache + Offset) = *(ulong*)source;
+        }
+        else
+        {
+            Buffer.MemoryCopy(source, _cache + Offset, length, length);
+        }
+
         Offset += length;
     }
 
@@ -184,8 +192,8 @@ internal unsafe struct CodeWriter(byte* cache, int offset)
         Int32(displacement);
     }
 
-    /// <summary>LEA rcx, [rcx + rax].</summary>
-    public void AddRaxToRcx() => Bytes(0x48, 0x8D, 0x0C, 0x01);
+    /// <summary>LEA rcx, [rcx + r11].</summary>
+    public void AddR11ToRcx() => Bytes(0x4A, 0x8D, 0x0C, 0x19);
 
     /// <summary>LEA rcx, [rcx + rax + displacement].</summary>
     public void AddRaxToRcx(int displacement)
@@ -200,14 +208,17 @@ internal unsafe struct CodeWriter(byte* cache, int offset)
     /// <summary>MOV [rsp], rcx.</summary>
     public void StoreRcxAtTopOfStack() => Bytes(0x48, 0x89, 0x0C, 0x24);
 
-    /// <summary>MOV ax, cx.</summary>
-    public void MoveCxIntoAx() => Bytes(0x66, 0x89, 0xC8);
+    /// <summary>MOV r11w, cx.</summary>
+    public void MoveCxIntoR11() => Bytes(0x66, 0x41, 0x89, 0xCB);
 
-    /// <summary>MOV rax, [rax * 8].</summary>
-    public void LoadRaxTimesEight() => Bytes(0x48, 0x8B, 0x04, 0xC5, 0, 0, 0, 0);
+    /// <summary>MOV r11, [r11 * 8].</summary>
+    public void LoadR11TimesEight() => Bytes(0x4E, 0x8B, 0x1C, 0xDD, 0, 0, 0, 0);
 
-    /// <summary>JMP rax.</summary>
-    public void JumpRax() => Bytes(0xFF, 0xE0);
+    /// <summary>JMP r11.</summary>
+    public void JumpR11() => Bytes(0x41, 0xFF, 0xE3);
+
+    /// <summary>PUSH r11.</summary>
+    public void PushR11() => Bytes(0x41, 0x53);
 
     /// <summary>JRCXZ over so many bytes.</summary>
     public void JumpIfRcxIsZero(int over) => Bytes(0xE3, (byte)over);

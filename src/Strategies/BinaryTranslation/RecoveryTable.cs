@@ -28,8 +28,8 @@ internal enum Repairs : byte
     /// <summary>RCX is in <see cref="ControlPage.SavedRcx"/>.</summary>
     Rcx = 1,
 
-    /// <summary>RAX is in <see cref="ControlPage.SavedRax"/>.</summary>
-    Rax = 2,
+    /// <summary>R11 is in <see cref="ControlPage.SavedR11"/>.</summary>
+    R11 = 2,
 
     /// <summary>The register named beside is in <see cref="ControlPage.SavedOther"/>.</summary>
     Other = 4,
@@ -45,6 +45,9 @@ internal enum Repairs : byte
 
     /// <summary>The instruction is in the shadow of the STI before it: it is not interrupted.</summary>
     InShadow = 64,
+
+    /// <summary>RAX is in <see cref="ControlPage.SavedRax"/>.</summary>
+    Rax = 128,
 }
 
 /// <summary>What a piece of translated code means to the guest, from an offset up to the next one's.</summary>
@@ -53,8 +56,16 @@ internal enum Repairs : byte
 /// <param name="Repairs">What to put right.</param>
 /// <param name="Other">The register that <see cref="Repairs.Other"/> is about.</param>
 /// <param name="Rip">The constant.</param>
+/// <param name="IsEntry">An instruction's translation begins here, and nothing before it in the block has to be known to enter.</param>
 [StructLayout(LayoutKind.Auto)]
-internal readonly record struct RecoveryPoint(int Offset, RipSource Source, Repairs Repairs, byte Other, ulong Rip);
+internal readonly record struct RecoveryPoint(
+    int Offset,
+    RipSource Source,
+    Repairs Repairs,
+    byte Other,
+    ulong Rip,
+    bool IsEntry = false
+);
 
 /// <summary>
 /// From a place in the code cache to the guest's state there: a signal can come at any instruction of translated code. Each piece either has
@@ -84,8 +95,36 @@ internal sealed class RecoveryTable
         _points[Count++] = point;
     }
 
+    /// <summary>Where in a stretch of code the translation of an instruction begins.</summary>
+    /// <param name="start">Offset of the stretch.</param>
+    /// <param name="end">Offset behind it.</param>
+    /// <param name="rip">The instruction's linear address.</param>
+    /// <param name="offset">Where it begins.</param>
+    public bool TryFindEntry(int start, int end, ulong rip, out int offset)
+    {
+        for (int i = CountUpTo(start - 1); i < Count && _points[i].Offset < end; i++)
+        {
+            if (_points[i].IsEntry && _points[i].Rip == rip)
+            {
+                offset = _points[i].Offset;
+                return true;
+            }
+        }
+
+        offset = 0;
+        return false;
+    }
+
     /// <summary>The piece that holds an offset.</summary>
     public bool TryFind(int offset, out RecoveryPoint point)
+    {
+        int count = CountUpTo(offset);
+        point = count > 0 ? _points[count - 1] : default;
+        return count > 0;
+    }
+
+    // How many pieces begin at an offset or before it.
+    private int CountUpTo(int offset)
     {
         int low = 0;
         int high = Count;
@@ -102,8 +141,7 @@ internal sealed class RecoveryTable
             }
         }
 
-        point = low > 0 ? _points[low - 1] : default;
-        return low > 0;
+        return low;
     }
 
     /// <summary>Forgets what was added last.</summary>

@@ -56,6 +56,9 @@ internal sealed unsafe class TranslationCache
     /// <summary>Every exit, by number.</summary>
     public List<ExitSite> Sites { get; } = [];
 
+    /// <summary>Every indirect branch, by number.</summary>
+    public List<IndirectBranch> IndirectBranches { get; } = [];
+
     /// <summary>What each piece of the code means to the guest, ascending.</summary>
     public RecoveryTable Recovery { get; } = new();
 
@@ -77,6 +80,43 @@ internal sealed unsafe class TranslationCache
 
     /// <summary>The block that begins at a linear address.</summary>
     public bool TryFind(ulong rip, out Block block) => _blocks.TryGetValue(rip, out block!);
+
+    /// <summary>
+    /// A block that begins at a linear address in the middle of another one: any of its instructions can be entered, so that code which
+    /// several ways lead to is there once.
+    /// </summary>
+    public Block? FindInside(ulong rip)
+    {
+        if (!_pages.TryGetValue(rip & ~(GuestMemory.PageSize - 1), out CodePage? page))
+        {
+            return null;
+        }
+
+        foreach (Block block in page.Blocks)
+        {
+            ulong distance = rip - block.Start;
+            if (
+                distance < (ulong)block.Length
+                && !block.ChecksItself
+                && Recovery.TryFindEntry(block.Entry, block.End, rip, out int entry)
+            )
+            {
+                var part = new Block
+                {
+                    Start = rip,
+                    Length = block.Length - (int)distance,
+                    Entry = entry,
+                    End = block.End,
+                };
+                ulong last = rip + (ulong)part.Length - 1;
+                _ = _pages.TryGetValue(last & ~(GuestMemory.PageSize - 1), out CodePage? second);
+                Add(part, page, second == page ? null : second);
+                return part;
+            }
+        }
+
+        return null;
+    }
 
     /// <summary>Adds a way out; the stub is written.</summary>
     /// <returns>The site's number.</returns>
@@ -201,6 +241,7 @@ internal sealed unsafe class TranslationCache
         _pages.Clear();
         _blocks.Clear();
         Sites.Clear();
+        IndirectBranches.Clear();
         Recovery.Clear();
         _next = CpuidTable.Size;
         Changed = true;

@@ -150,8 +150,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     {
         bool windowWanted = _windowWanted;
         _windowWanted = false;
-        bool lookedUp = false;
-        int linkFrom = -1;
+        _arrival = default;
         try
         {
             for (bool first = true; ; first = false)
@@ -181,25 +180,18 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 TranslationCache cache = _caches[carrier.Slot] ??= new TranslationCache(carrier.Slot, Pool.Memory!);
                 if (PrepareCache(cache))
                 {
-                    linkFrom = -1; // the cache was emptied: the number is nobody's
+                    _arrival = default; // the cache was emptied: where the guest came from is gone
                 }
 
-                if (!TryFindBlock(cache, lookedUp, out Block? block, out VmExit fetch))
+                if (!TryFindBlock(cache, out Block? block, out VmExit fetch))
                 {
                     return fetch;
                 }
 
-                if (linkFrom >= 0)
-                {
-                    cache.Link(linkFrom, block);
-                    cache.Changed = true;
-                    linkFrom = -1;
-                }
-
-                lookedUp = false;
+                Connect(cache, block);
                 Enter(carrier, cache, block, windowWanted);
                 ResumeAndWait(carrier);
-                VmExit? exit = Leave(carrier, cache, out linkFrom, out lookedUp);
+                VmExit? exit = Leave(carrier, cache);
                 if (_stepping)
                 {
                     DiscardStep(cache);
@@ -229,7 +221,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 
     private bool TryFindBlock(
         TranslationCache cache,
-        bool lookedUp,
         [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out Block? block,
         out VmExit fetch
     )
@@ -245,17 +236,20 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
         else if (cache.TryFind(rip, out block))
         {
-            if (lookedUp)
-            {
-                _translator.AddLookupEntry(cache, block);
-                _ticks += HostClock.Instance.Ticks - before;
-            }
-
             return true;
+        }
+        else if ((block = cache.FindInside(rip)) is not null)
+        {
+            fault = 0;
         }
         else
         {
-            block = _translator.Translate(cache, rip, lookedUp ? BlockUse.LookedUp : BlockUse.Linked, out fault);
+            block = _translator.Translate(
+                cache,
+                rip,
+                _arrival.LookedUp ? BlockUse.LookedUp : BlockUse.Linked,
+                out fault
+            );
         }
 
         _ticks += HostClock.Instance.Ticks - before;
@@ -266,6 +260,42 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
 
         return true;
+    }
+
+    /// <summary>How the guest has left translated code for the block that it is to be entered at next.</summary>
+    /// <param name="Site">The link plus 1; 0 for none.</param>
+    /// <param name="LookedUp">By a lookup without a result.</param>
+    /// <param name="Branch">By this branch.</param>
+    private readonly record struct Arrival(int Site, bool LookedUp, IndirectBranch? Branch);
+
+    private Arrival _arrival;
+
+    // The next time the guest goes the same way it does not come here.
+    private void Connect(TranslationCache cache, Block block)
+    {
+        Arrival arrival = _arrival;
+        _arrival = default;
+        if (arrival == default || _stepping)
+        {
+            return;
+        }
+
+        ulong before = HostClock.Instance.Ticks;
+        if (arrival.Site > 0)
+        {
+            cache.Link(arrival.Site - 1, block);
+        }
+        else if (arrival.LookedUp)
+        {
+            _translator.AddLookupEntry(cache, block);
+        }
+        else if (arrival.Branch is { Owner.IsValid: true } branch)
+        {
+            _translator.ExtendChain(cache, branch, block.Start);
+        }
+
+        cache.Changed = true;
+        _ticks += HostClock.Instance.Ticks - before;
     }
 
     // ------------------------------------------------------------------------------------------------ entry and exit
@@ -321,10 +351,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     }
 
     /// <summary>What the carrier has come back with; null when the guest only needs another block.</summary>
-    private VmExit? Leave(CarrierProcess carrier, TranslationCache cache, out int linkFrom, out bool lookedUp)
+    private VmExit? Leave(CarrierProcess carrier, TranslationCache cache)
     {
-        linkFrom = -1;
-        lookedUp = false;
         ControlPage* control = carrier.Control;
         int signal = Volatile.Read(ref control->Signal);
         if (control->Magic != ControlPage.MagicValue)
@@ -337,7 +365,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             case CarrierReport.Callout:
                 control->LoadBases = 0;
                 _inCallout = true;
-                return LeaveByCallout(control, cache, out linkFrom, out lookedUp);
+                return LeaveByCallout(control, cache);
             case CarrierReport.NotEntered:
                 return Kicked(carrier);
             case CarrierReport.BatchFailed:
@@ -373,24 +401,15 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             : exit;
     }
 
-    private VmExit? LeaveByCallout(ControlPage* control, TranslationCache cache, out int linkFrom, out bool lookedUp)
+    private VmExit? LeaveByCallout(ControlPage* control, TranslationCache cache)
     {
-        linkFrom = -1;
-        lookedUp = false;
         new ReadOnlySpan<ulong>(control->Registers, 16).CopyTo(new Span<ulong>(Cpu.Registers->Gpr, 16));
         TakeFlags(control->Flags, control->VirtualFlags);
         uint number = control->Site;
         if (number == CarrierStub.LookupSite)
         {
-            Cpu.Rip = control->LookupTarget;
-            if (!PageWalker.IsCanonical(Cpu.Rip))
-            {
-                return new VmExit(VmExitReason.Exception, Vector.GeneralProtection);
-            }
-
-            _lookupMisses++;
-            lookedUp = true;
-            return null;
+            _arrival = new Arrival(0, LookedUp: true, null);
+            return BranchTo(control->LookupTarget);
         }
 
         if (number >= (uint)cache.Sites.Count)
@@ -404,8 +423,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         {
             case SiteKind.Link:
                 _links++;
-                linkFrom = site.Owner.IsValid ? (int)number : -1;
+                _arrival = site.Owner.IsValid ? new Arrival((int)number + 1, false, null) : default;
                 return null;
+            case SiteKind.Indirect:
+                IndirectBranch branch = cache.IndirectBranches[(int)site.Rip];
+                Cpu.Rsp += (ulong)branch.Pops;
+                _arrival = new Arrival(0, false, branch);
+                return BranchTo(control->LookupTarget);
             case SiteKind.CodeChanged:
                 GiveUp(cache, site.Owner);
                 return null;
@@ -423,6 +447,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             default:
                 throw new UnreachableException($"{site.Kind}");
         }
+    }
+
+    private VmExit? BranchTo(ulong target)
+    {
+        Cpu.Rip = target;
+        _lookupMisses++;
+        return PageWalker.IsCanonical(target) ? null : new VmExit(VmExitReason.Exception, Vector.GeneralProtection);
     }
 
     // Of what the guest could have written into the control page only its own interrupt flag is believed.
@@ -452,7 +483,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 return false;
             }
 
-            Cpu.Rip = site.Kind == SiteKind.SteppedIndirectly ? control->LookupTarget : site.Rip;
+            Cpu.Rip = site.Kind switch
+            {
+                SiteKind.SteppedIndirectly => control->LookupTarget,
+                SiteKind.Indirect when cache.IndirectBranches[(int)site.Rip] is { Pops: > 0 } branch => branch.Rip,
+                SiteKind.Indirect => control->LookupTarget,
+                _ => site.Rip,
+            };
             return true;
         }
 
@@ -483,6 +520,11 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         if ((repairs & Repairs.Rax) != 0)
         {
             Cpu[Gpr.Rax] = control->SavedRax;
+        }
+
+        if ((repairs & Repairs.R11) != 0)
+        {
+            Cpu[11] = control->SavedR11;
         }
 
         if ((repairs & Repairs.Other) != 0)

@@ -277,6 +277,10 @@ internal unsafe struct ControlPage
     [FieldOffset(0x1C8)]
     public ulong SavedRax;
 
+    /// <summary>The guest's R11, likewise.</summary>
+    [FieldOffset(0x1F8)]
+    public ulong SavedR11;
+
     /// <summary>Another register of the guest's, likewise.</summary>
     [FieldOffset(0x1D0)]
     public ulong SavedOther;

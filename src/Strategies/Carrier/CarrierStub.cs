@@ -163,7 +163,7 @@ internal sealed class CarrierStub
     public ulong CalloutAddress { get; }
 
     /// <summary>
-    /// Where a lookup goes that does not find its target: the guest address in RCX, the guest's RCX and RAX in the control page.
+    /// Where a lookup goes that does not find its target: the guest address in RCX, the guest's RCX and R11 in the control page.
     /// </summary>
     public ulong LookupMissedAddress { get; }
 
@@ -390,11 +390,11 @@ internal sealed class CarrierStub
     private void Callout()
     {
         _a.Label(ref _lookupMissed);
-        _a.mov(rax, CarrierLayout.Control);
-        _a.mov(__qword_ptr[rax + Control(nameof(ControlPage.LookupTarget))], rcx);
-        _a.mov(__dword_ptr[rax + Control(nameof(ControlPage.Site))], LookupSite);
-        _a.mov(rcx, __qword_ptr[rax + Control(nameof(ControlPage.SavedRcx))]);
-        _a.mov(rax, __qword_ptr[rax + Control(nameof(ControlPage.SavedRax))]);
+        _a.mov(r11, CarrierLayout.Control);
+        _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.LookupTarget))], rcx);
+        _a.mov(__dword_ptr[r11 + Control(nameof(ControlPage.Site))], LookupSite);
+        _a.mov(rcx, __qword_ptr[r11 + Control(nameof(ControlPage.SavedRcx))]);
+        _a.mov(r11, __qword_ptr[r11 + Control(nameof(ControlPage.SavedR11))]);
 
         _a.Label(ref _callout);
         _a.mov(__[CarrierLayout.Control + (ulong)Control(nameof(ControlPage.Registers))], rax);
