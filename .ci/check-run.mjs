@@ -10,6 +10,8 @@ const columns = {
   'exits.csv':
     'round,strategy,workload,traps_per_unit,reason,count,switch_out_ns,dispatch_ns,emulate_ns,switch_in_ns',
   'kernel-statistics.csv': 'round,strategy,workload,traps_per_unit,statistic,count',
+  'translation-statistics.csv':
+    'round,strategy,workload,traps_per_unit,scope,blocks,guest_instructions,guest_bytes,host_bytes,translate_ticks,translate_ns,links,lookup_misses,lookup_hits,invalidations,flushes',
   'fits.csv':
     't0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,verdict,points',
 };
@@ -69,6 +71,20 @@ for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
   const has = ended || (counted.get(strategy)?.has(`${round},${strategy},${workload},${k}`) ?? true);
   expect(has, `kernel-statistics.csv has no exits of the sample ${round}, ${strategy}/${workload}/${k}`);
 }
+// A strategy that translates says for every sample what it translated, and has translated something by the end of it.
+const translated = new Map();
+for (const line of text('translation-statistics.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k, scope, blocks, instructions] = line.split(',');
+  expect(['region', 'run'].includes(scope), `no scope of translation: ${line}`);
+  expect(scope !== 'run' || (Number(blocks) > 0 && Number(instructions) > 0), `nothing was translated: ${line}`);
+  translated.set(strategy, (translated.get(strategy) ?? new Set()).add(`${round},${strategy},${workload},${k},${scope}`));
+}
+for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k] = line.split(',');
+  const ended = /,failed,"?not faithful: /.test(line);
+  const has = (scope) => translated.get(strategy)?.has(`${round},${strategy},${workload},${k},${scope}`) ?? true;
+  expect(ended || (has('region') && has('run')), `translation-statistics.csv lacks the sample ${round}, ${strategy}/${workload}/${k}`);
+}
 const skipped = new Map((manifest.run?.skipped ?? []).map((s) => [s.workload ? `${s.strategy}/${s.workload}` : s.strategy, s]));
 for (const { id: strategy } of manifest.run?.strategies ?? []) {
   for (const { id: workload } of manifest.run?.workloads ?? []) {
@@ -87,6 +103,14 @@ for (const strategy of ['trap-and-emulate', 'simulated-trap-and-emulate']) {
   expect(!ran || holes.get(`${strategy}/popf`) === 'popf', `${strategy}/popf is not marked as not faithful`);
 }
 expect(!holes.has('hardware/popf'), 'hardware/popf is marked as not faithful');
+// A translator sees every instruction.
+for (const cells of holes.keys()) {
+  expect(!cells.split('/')[0].endsWith('binary-translation'), `${cells} is translated, but marked as not faithful`);
+}
+for (const { id } of manifest.run?.strategies ?? []) {
+  const ran = [...densities.keys()].some((cells) => cells.startsWith(`${id}/`));
+  expect(!ran || !id.endsWith('binary-translation') || translated.has(id), `translation-statistics.csv has nothing of ${id}`);
+}
 for (const [cells, names] of holes) {
   const [strategy, workload] = cells.split('/');
   const fit = text('fits.csv').split('\r\n').find((line) => line.startsWith(`${strategy},${workload},`)) ?? '';

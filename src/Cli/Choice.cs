@@ -1,5 +1,6 @@
 using System.Globalization;
 using VirtBench.Strategies;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Workloads;

@@ -15,7 +15,8 @@ internal sealed class ProgressLine(Terminal terminal) : ISweepObserver, IDisposa
     public void SampleTaken(
         Sample sample,
         IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
+        IReadOnlyList<TranslationRecord> translations
     )
     {
         if (sample.Status != SampleStatus.Ok)

@@ -1,3 +1,5 @@
+using VirtBench.Vmm.Execution;
+
 namespace VirtBench.Measurement;
 
 /// <summary>One cell of a sweep.</summary>
@@ -77,7 +79,7 @@ public sealed record Sample(
 /// <summary>Exits of one reason in one sample: a row of exits.csv. Times are totals over the sample.</summary>
 /// <param name="Round">Round number.</param>
 /// <param name="Cell">Strategy, workload and k.</param>
-/// <param name="Reason">Ledger reason's name.</param>
+/// <param name="Reason">Ledger reason's name, or one of <see cref="EngineReasons"/>.</param>
 /// <param name="Count">Exits.</param>
 /// <param name="SwitchOutNanoseconds">World switch out of the guest; null where the engine cannot tell.</param>
 /// <param name="DispatchNanoseconds">From the exit being seen to the handler being known.</param>
@@ -104,6 +106,51 @@ public sealed record ExitRecord(
 /// <param name="Count">What it rose by in the measured region.</param>
 public sealed record KernelStatisticRecord(int Round, Cell Cell, string Statistic, ulong Count);
 
+/// <summary>What a <see cref="TranslationRecord"/> counts over; the word in translation-statistics.csv is the lower-case name.</summary>
+public enum TranslationScope : byte
+{
+    /// <summary>The measured region: what is translated there was not before, or was and has been overwritten.</summary>
+    Region,
+
+    /// <summary>All of the sample's VM, from its creation to its end: boot and warm-up too.</summary>
+    Run,
+}
+
+/// <summary>
+/// What an engine translated in one sample: a row of translation-statistics.csv. Only strategies that translate have any.
+/// </summary>
+/// <param name="Round">Round number.</param>
+/// <param name="Cell">Strategy, workload and k.</param>
+/// <param name="Scope">The measured region, or all of the VM's life.</param>
+/// <param name="Statistics">The counts.</param>
+/// <param name="TranslateNanoseconds"><see cref="TranslationStatistics.Ticks"/> as time.</param>
+public sealed record TranslationRecord(
+    int Round,
+    Cell Cell,
+    TranslationScope Scope,
+    TranslationStatistics Statistics,
+    double TranslateNanoseconds
+);
+
+/// <summary>
+/// Reasons in exits.csv for which translated code is left without the VMM seeing it: the engine serves them itself. None is a trap,
+/// and the ledger knows none of them.
+/// </summary>
+public static class EngineReasons
+{
+    /// <summary>A block was translated; its emulation time is that of translating.</summary>
+    public const string Translate = "translate";
+
+    /// <summary>A direct branch whose target was not linked yet.</summary>
+    public const string Link = "link";
+
+    /// <summary>An indirect branch or return whose target no inline lookup knew.</summary>
+    public const string LookupMiss = "lookup-miss";
+
+    /// <summary>Whether this reason is one of them.</summary>
+    public static bool Contains(string reason) => reason is Translate or Link or LookupMiss;
+}
+
 /// <summary>A cell that was not measured, and why.</summary>
 /// <param name="Strategy">Strategy id.</param>
 /// <param name="Workload">Workload id, or null when all of the strategy is skipped.</param>
@@ -119,10 +166,12 @@ public interface ISweepObserver
     /// <param name="kernelStatistics">
     /// What the host's kernel counted meanwhile: the counters that rose, and always its exits. Empty where it keeps no account.
     /// </param>
+    /// <param name="translations">What the engine translated, by scope. Empty where it does not translate.</param>
     void SampleTaken(
         Sample sample,
         IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
+        IReadOnlyList<TranslationRecord> translations
     );
 
     /// <summary>How far the sweep is.</summary>

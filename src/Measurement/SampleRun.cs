@@ -19,7 +19,11 @@ internal sealed record SampleRun(
     EngineCapabilities Capabilities,
     double TicksPerSecond,
     HostDisturbance Disturbance
-);
+)
+{
+    /// <summary>What the engine translated in all; null where it does not translate, or the run was abandoned.</summary>
+    public TranslationStatistics? Translation { get; init; }
+}
 
 /// <summary>Runs a workload's image under a strategy with so many warm-up units and units.</summary>
 internal delegate SampleRun SampleRunner(
@@ -48,7 +52,10 @@ internal sealed class VirtualMachineRunner(SweepOptions options)
                 machine.Capabilities,
                 machine.Clock.TicksPerSecond,
                 new HostDisturbance(0, vcpu.InvoluntarySwitches)
-            );
+            )
+            {
+                Translation = vcpu.Outcome.End == RunEnd.Abandoned ? null : machine.TranslationStatistics(),
+            };
         }
 
         return run with

@@ -259,7 +259,7 @@ public sealed class Sweep
         if ((cell.PreparationFailure ?? StrategyGivenUp(cell)) is { } reason)
         {
             cell.GivenUp = true;
-            observer.SampleTaken(Failed(round, cell, 0, default, reason), [], []);
+            observer.SampleTaken(Failed(round, cell, 0, default, reason), [], [], []);
             return !cancellation.IsCancellationRequested;
         }
 
@@ -276,7 +276,8 @@ public sealed class Sweep
             observer.SampleTaken(
                 Failed(round, cell, cell.Units, attempt.Run?.Disturbance ?? default, failure),
                 attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : [],
-                KernelStatistics(round, cell.Cell, attempt.Region)
+                KernelStatistics(round, cell.Cell, attempt.Region),
+                Translations(round, cell.Cell, attempt.Run, attempt.Region)
             );
             return true;
         }
@@ -284,7 +285,8 @@ public sealed class Sweep
         observer.SampleTaken(
             Measured(round, cell, warmUp, attempt.Run!, attempt.Region!),
             Exits(round, cell.Cell, attempt.Run!, attempt.Region!),
-            KernelStatistics(round, cell.Cell, attempt.Region)
+            KernelStatistics(round, cell.Cell, attempt.Region),
+            Translations(round, cell.Cell, attempt.Run, attempt.Region)
         );
         return true;
     }
@@ -391,7 +393,39 @@ public sealed class Sweep
             );
         }
 
+        if (region.Translation is { } translation)
+        {
+            AddInside(EngineReasons.Translate, translation.Blocks, translation.Ticks * nanoseconds);
+            AddInside(EngineReasons.Link, translation.Links, 0);
+            AddInside(EngineReasons.LookupMiss, translation.LookupMisses, 0);
+        }
+
         return records;
+
+        void AddInside(string reason, long count, double time)
+        {
+            if (count > 0)
+            {
+                records.Add(new ExitRecord(round, cell, reason, count, null, 0, time, null));
+            }
+        }
+    }
+
+    private static List<TranslationRecord> Translations(int round, Cell cell, SampleRun? run, MeasuredRegion? region)
+    {
+        var records = new List<TranslationRecord>();
+        Add(TranslationScope.Region, region?.Translation);
+        Add(TranslationScope.Run, run?.Translation);
+        return records;
+
+        void Add(TranslationScope scope, TranslationStatistics? statistics)
+        {
+            if (statistics is not null)
+            {
+                double nanoseconds = statistics.Ticks * 1e9 / run!.TicksPerSecond;
+                records.Add(new TranslationRecord(round, cell, scope, statistics, nanoseconds));
+            }
+        }
     }
 
     private static KernelStatisticRecord[] KernelStatistics(int round, Cell cell, MeasuredRegion? region) =>

@@ -45,7 +45,10 @@ public sealed class SweepPlan
     /// <summary>Plans a sweep.</summary>
     /// <param name="strategies">Strategies, available or not.</param>
     /// <param name="workloads">Workloads.</param>
-    /// <param name="densities">Traps per unit; duplicates count once.</param>
+    /// <param name="densities">
+    /// Traps per unit; duplicates count once. A workload in which nothing depends on them (<see cref="Workload.DependsOnDensity"/>)
+    /// is measured at the least and the greatest: enough for its time with an interval.
+    /// </param>
     /// <param name="rounds">Rounds, at least 1.</param>
     /// <param name="seed">Seed of the order.</param>
     public static SweepPlan Create(
@@ -78,6 +81,14 @@ public sealed class SweepPlan
         return new SweepPlan(seed, cells, skipped, Interleave(cells, roundsOf, rounds, seed));
     }
 
+    /// <summary>Why no sweep measures a workload under a strategy that is available, in one line; null when it does.</summary>
+    public static string? WhyNotUnder(Strategy strategy, Workload workload) =>
+        workload.NeedsPrivilege && !strategy.RunsPrivilegedGuests
+            ? $"the measured region needs a ring 0 ({workload.SensitiveInstruction}), and {strategy.Id} has none"
+        : workload.NeedsVectorUnit && strategy.EmulatesRingZero
+            ? $"the measured region executes SSE2 in ring 0, which {strategy.Id} emulates on this host without SSE2"
+        : null;
+
     /// <summary>
     /// In how many of a sweep's rounds a strategy takes part. An emulator of ring 0 takes a thousand times as long for a unit as the
     /// processor, and its times are its own: a third, but two where there are two, so that there is some scatter to see.
@@ -95,15 +106,9 @@ public sealed class SweepPlan
         List<SkippedCell> skipped
     )
     {
-        if (workload.NeedsPrivilege && !strategy.RunsPrivilegedGuests)
+        if (WhyNotUnder(strategy, workload) is { } reason)
         {
-            skipped.Add(
-                new SkippedCell(
-                    strategy.Id,
-                    workload.Id,
-                    $"the measured region needs a ring 0 ({workload.SensitiveInstruction}), and {strategy.Id} has none"
-                )
-            );
+            skipped.Add(new SkippedCell(strategy.Id, workload.Id, reason));
             return;
         }
 
@@ -120,7 +125,13 @@ public sealed class SweepPlan
             );
         }
 
-        cells.AddRange(wanted.Except(tooMany).Select(k => new Cell(strategy.Id, workload.Id, k)));
+        int[] measured = [.. wanted.Except(tooMany)];
+        if (!workload.DependsOnDensity && measured.Length > 2)
+        {
+            measured = [measured[0], measured[^1]];
+        }
+
+        cells.AddRange(measured.Select(k => new Cell(strategy.Id, workload.Id, k)));
     }
 
     private static List<PlannedSample> Interleave(

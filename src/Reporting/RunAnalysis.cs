@@ -84,6 +84,7 @@ public sealed record RunAnalysis(
                 && rounds.Contains(exit.Round)
                 && exit.Reason != TrapReason.RegionMarker.Name()
                 && exit.Reason != TrapReason.Kick.Name()
+                && !EngineReasons.Contains(exit.Reason)
             );
             return exits.Sum(exit => (double)exit.Count) / samples.Sum(sample => (double)sample.Units);
         }

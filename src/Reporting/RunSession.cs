@@ -2,6 +2,7 @@ using System.Reflection;
 using VirtBench.Measurement;
 using VirtBench.Reporting.Runs;
 using VirtBench.Strategies;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Execution;

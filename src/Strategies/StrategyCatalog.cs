@@ -1,4 +1,6 @@
+using VirtBench.Strategies.BinaryTranslation;
 using VirtBench.Strategies.Hardware;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 
@@ -15,9 +17,11 @@ public static class StrategyCatalog
         [
             new NativeStrategy(),
             shadow is { } policy ? new TrapAndEmulateStrategy { Shadow = policy } : new TrapAndEmulateStrategy(),
+            new BinaryTranslationStrategy(),
             new HardwareStrategy(),
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),
+            new SimulatedBinaryTranslationStrategy(profile),
         ];
 
     /// <summary>The strategy with this id, or null.</summary>

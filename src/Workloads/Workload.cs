@@ -6,7 +6,8 @@ namespace VirtBench.Workloads;
 /// <summary>What a workload's program is built for. Run-time values (units) are boot parameters, not part of the image.</summary>
 /// <param name="TrapsPerUnit">k: sensitive instructions per work unit; 0 is the control.</param>
 /// <param name="FillerInstructions">
-/// Instructions one work unit executes besides the k sensitive ones, loop control included: exactly this many for every k.
+/// Instructions one work unit executes besides the k sensitive ones, loop control included: exactly this many for every k. The
+/// unit of a <see cref="CodeKernel"/> is as many whole repetitions as have room in it.
 /// </param>
 public sealed record WorkloadOptions(int TrapsPerUnit, int FillerInstructions);
 
@@ -45,6 +46,18 @@ public abstract class Workload
 
     /// <summary>True when the region executes instructions that ring 3 may not; such a workload cannot run natively.</summary>
     public abstract bool NeedsPrivilege { get; }
+
+    /// <summary>
+    /// True when the region executes SSE2 instructions in ring 0: an emulator of ring 0 may lack them
+    /// (<c>kvm_pvm</c>'s does).
+    /// </summary>
+    public virtual bool NeedsVectorUnit => false;
+
+    /// <summary>
+    /// False when the program is the same for every k, and that is no matter of interest: a sweep then measures the least and the
+    /// greatest k only.
+    /// </summary>
+    public virtual bool DependsOnDensity => true;
 
     /// <summary>Largest k that a unit of this workload has room for.</summary>
     public virtual int MaximumTrapsPerUnit => 64;

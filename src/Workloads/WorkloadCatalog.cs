@@ -20,6 +20,14 @@ public static class WorkloadCatalog
         new TimerInterrupt(),
         new SelfModifying(),
         new MiniOs(),
+        new ComputeHash(),
+        new ComputeMix(),
+        new ComputeBytecode(),
+        new ComputeStream(),
+        new ComputeSse2(),
+        new CallReturn(),
+        new IndirectBranch(longPeriod: true),
+        new IndirectBranch(longPeriod: false),
     ];
 
     /// <summary>The workload with this id, or null.</summary>

@@ -1,3 +1,4 @@
+using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Tests;
 using VirtBench.Workloads;
@@ -84,7 +85,7 @@ public sealed class RunProcesses
         {
             Assert.Equal(
                 WorkloadCatalog
-                    .All.Where(one => strategy.RunsPrivilegedGuests || !one.NeedsPrivilege)
+                    .All.Where(one => SweepPlan.WhyNotUnder(strategy, one) is null)
                     .Select(one => one.Id)
                     .Order(StringComparer.Ordinal),
                 run.Samples.Where(row => row[1] == strategy.Id)

@@ -1,3 +1,5 @@
+using VirtBench.Measurement;
+using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Workloads;
@@ -42,6 +44,11 @@ public sealed class WorkloadTests
     private static void Compare(string other, string id, int k)
     {
         HardwareGuest.SkipUnlessAvailable();
+        string? refusal = SweepPlan.WhyNotUnder(
+            StrategyCatalog.Find(HardwareGuest.Hardware)!,
+            WorkloadCatalog.Find(id)!
+        );
+        Assert.SkipWhen(refusal is not null, refusal ?? "");
         if (id == "timer-interrupt")
         {
             InterruptShadow.SkipWhereEntriesLoseIt(); // its one interrupt may then come before the HLT that waits for it

@@ -29,7 +29,7 @@ public sealed class AbsentMemoryTests
             {
                 foreach (Workload workload in WorkloadCatalog.All)
                 {
-                    if (strategy.RunsPrivilegedGuests || !workload.NeedsPrivilege)
+                    if (SweepPlan.WhyNotUnder(strategy, workload) is null)
                     {
                         all.Add(strategy.Id, workload.Id);
                     }

@@ -138,15 +138,19 @@ internal sealed class RecordingObserver : ISweepObserver
 
     public List<KernelStatisticRecord> KernelStatistics { get; } = [];
 
+    public List<TranslationRecord> Translations { get; } = [];
+
     public void SampleTaken(
         Sample sample,
         IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
+        IReadOnlyList<TranslationRecord> translations
     )
     {
         Samples.Add(sample);
         Exits.AddRange(exits);
         KernelStatistics.AddRange(kernelStatistics);
+        Translations.AddRange(translations);
         OnSample?.Invoke(sample);
     }
 

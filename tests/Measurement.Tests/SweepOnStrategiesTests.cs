@@ -156,7 +156,7 @@ public sealed class SweepOnStrategiesTests
                 ulong[] checksums =
                 [
                     .. strategies
-                        .Where(strategy => strategy.RunsPrivilegedGuests || !workload.NeedsPrivilege)
+                        .Where(strategy => SweepPlan.WhyNotUnder(strategy, workload) is null)
                         .Where(strategy => k == 0 || IsFaithful(strategy, workload))
                         .Select(strategy => Checksum(strategy, image)),
                 ];
@@ -190,6 +190,23 @@ public sealed class SweepOnStrategiesTests
     [InlineData("pte-update", 3, 3_000, 3_000 + (3 * (1 + (2 * 1700))))]
     public void A_unit_costs_its_instructions_and_its_traps(string workload, int k, int filler, int cycles) =>
         Assert.Equal(cycles, CyclesPerUnit("simulated-trap-and-emulate", workload, k, filler), 9);
+
+    /// <summary>A return more a unit, and its search for the target: 5 cycles. Then what is inline, what calls out, what faults.</summary>
+    [Theory]
+    [InlineData("compute", 16, 20_000, 20_005)]
+    [InlineData("rdtsc", 16, 20_000, 20_005 + (16 * 28))]
+    [InlineData("interrupt-flag", 3, 3_000, 3_005 + (3 * 3))]
+    [InlineData("popf", 3, 3_000, 3_005 + (3 * 10))]
+    [InlineData("cpuid", 3, 3_000, 3_005 + (3 * 50))]
+    [InlineData("port-io", 64, 777, 782 + (64 * 700))]
+    [InlineData("syscall", 3, 3_000, 3_005 + (3 * (1 + (2 * 700))))]
+    [InlineData("pte-update", 3, 3_000, 3_005 + (3 * (1 + 700 + 1700)))]
+    public void A_translated_unit_costs_its_instructions_and_its_callouts(
+        string workload,
+        int k,
+        int filler,
+        int cycles
+    ) => Assert.Equal(cycles, CyclesPerUnit("simulated-binary-translation", workload, k, filler), 9);
 
     private static ulong EndOfUnit(GuestImage image)
     {

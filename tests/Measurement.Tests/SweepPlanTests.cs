@@ -133,6 +133,36 @@ public sealed class SweepPlanTests
         Assert.Contains(plan.Cells, cell => cell is { Strategy: "native", Workload: "rdtsc", TrapsPerUnit: 32 });
     }
 
+    [Theory]
+    [InlineData("0 1 2 4", "0 4")]
+    [InlineData("0 8", "0 8")]
+    [InlineData("0", "0")]
+    [InlineData("0 16 128", "0 16")]
+    public void A_workload_in_which_nothing_depends_on_k_is_measured_at_the_least_and_the_greatest(
+        string asked,
+        string measured
+    )
+    {
+        int[] densities = [.. asked.Split(' ').Select(int.Parse)];
+        SweepPlan plan = SweepPlan.Create([Strategies[0]], [new CallReturn(), new Compute()], densities, 2, 1);
+        Assert.Equal(measured, Measured("call-return"));
+        Assert.Equal(string.Join(' ', densities.Where(k => k <= 64)), Measured("compute"));
+
+        string Measured(string id) =>
+            string.Join(' ', plan.Cells.Where(cell => cell.Workload == id).Select(cell => cell.TrapsPerUnit));
+    }
+
+    [Fact]
+    public void Sse2_is_skipped_where_an_emulator_runs_ring_0()
+    {
+        Strategy[] strategies = [Strategies[0], new ScriptedStrategy("hardware") { Emulates = true }];
+        SweepPlan plan = SweepPlan.Create(strategies, WorkloadCatalog.All, [0, 1], 1, 1);
+        SkippedCell skipped = Assert.Single(plan.Skipped);
+        Assert.Equal(("hardware", "compute-sse2"), (skipped.Strategy, skipped.Workload));
+        Assert.Contains("without SSE2", skipped.Reason, StringComparison.Ordinal);
+        Assert.Contains(plan.Cells, cell => cell is { Strategy: "trap-and-emulate", Workload: "compute-sse2" });
+    }
+
     [Fact]
     public void The_control_is_in_every_profile()
     {

@@ -79,6 +79,7 @@ public sealed class FaithfulnessReportFacts
             traps > 0
                 ? [new ExitRecord(round, cell, "syscall", 2 * traps, null, 80.0 * traps, 120.0 * traps, null)]
                 : [],
+            [],
             []
         );
     }

@@ -115,7 +115,8 @@ public sealed class HardwareReportFacts
                                             (ulong)emulatedInstructions
                                         ),
                                     ],
-                            ]
+                            ],
+                        []
                     );
                 }
             }
@@ -270,7 +271,7 @@ public sealed class HardwareReportFacts
         {
             foreach (var (sample, exits) in SyntheticRun.Samples(2))
             {
-                log.SampleTaken(sample with { Note = sample.Cell.Strategy == "native" ? note : "" }, exits, []);
+                log.SampleTaken(sample with { Note = sample.Cell.Strategy == "native" ? note : "" }, exits, [], []);
             }
         }
         var (markdown, _) = Report(run);

@@ -103,7 +103,8 @@ public sealed partial class ReportFacts
                         Note = Evil,
                     },
                     [.. exits.Select(exit => exit with { Reason = Evil })],
-                    [new(sample.Round, sample.Cell, Evil, 1)]
+                    [new(sample.Round, sample.Cell, Evil, 1)],
+                    []
                 );
             }
         }
@@ -195,7 +196,7 @@ public sealed partial class ReportFacts
         {
             foreach (var sample in samples)
             {
-                log.SampleTaken(sample, [], []);
+                log.SampleTaken(sample, [], [], []);
             }
         }
         var outcome = ReportWriter.Write(run.Directory);
@@ -253,7 +254,12 @@ public sealed partial class ReportFacts
         using var log = run.Directory.Append();
         foreach (var sample in SyntheticRun.Samples(2).Select(at => PoorRuns[name](at.Sample)).OfType<Sample>())
         {
-            log.SampleTaken(sample, [new ExitRecord(sample.Round, sample.Cell, "kick", 1, null, 40, 900, null)], []);
+            log.SampleTaken(
+                sample,
+                [new ExitRecord(sample.Round, sample.Cell, "kick", 1, null, 40, 900, null)],
+                [],
+                []
+            );
         }
         return run;
     }

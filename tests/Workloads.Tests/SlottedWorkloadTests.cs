@@ -287,6 +287,14 @@ public sealed class SlottedWorkloadTests
                 "timer-interrupt",
                 "self-modifying",
                 "mini-os",
+                "compute-hash",
+                "compute-mix",
+                "compute-bytecode",
+                "compute-stream",
+                "compute-sse2",
+                "call-return",
+                "indirect-branch",
+                "indirect-branch-short",
             ],
             WorkloadCatalog.All.Select(workload => workload.Id)
         );

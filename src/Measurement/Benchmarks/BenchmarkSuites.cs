@@ -19,6 +19,7 @@ public static class BenchmarkSuites
                 typeof(PageTableUpdateBenchmarks),
                 typeof(KickBenchmarks),
                 typeof(HardwareExitBenchmarks),
+                typeof(TranslationBenchmarks),
                 typeof(InterpreterBenchmarks),
             ]
             : [typeof(InterpreterBenchmarks)];
@@ -49,6 +50,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(KickBenchmarks))))
         {
             KickLatency.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TranslationBenchmarks))))
+        {
+            TranslationComparison.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));

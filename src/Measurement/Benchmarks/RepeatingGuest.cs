@@ -35,6 +35,9 @@ internal sealed class RepeatingGuest : IDisposable
 
     public GuestMemory Memory => _machine.Memory;
 
+    /// <summary>The account of its exits.</summary>
+    public TrapLedger Ledger => _machine.Ledger;
+
     /// <summary>Puts the guest into a machine.</summary>
     public static void Load(VirtualMachine machine, int count, Action<Assembler> body, Action<Assembler>? first = null)
     {

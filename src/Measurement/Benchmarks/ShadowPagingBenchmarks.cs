@@ -1,6 +1,7 @@
 using System.Runtime.Versioning;
 using BenchmarkDotNet.Attributes;
 using Iced.Intel;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;

@@ -66,6 +66,11 @@ internal sealed class RunReport
             blocks.Add(new Heading("Exits that the kernel handled itself", "kernel-exits"));
             blocks.AddRange(kernelExits);
         }
+        if (Translation.Of(run) is { Count: > 0 } translation)
+        {
+            blocks.Add(new Heading("Translation", "translation"));
+            blocks.AddRange(translation);
+        }
         blocks.Add(new Heading("Skipped and failed", "skipped"));
         blocks.AddRange(SkippedAndFailed());
         blocks.Add(new Heading("Method in short", "method"));
@@ -405,6 +410,7 @@ internal sealed class RunReport
                     exit.Cell.Strategy == fit.Strategy
                     && exit.Cell.Workload == fit.Workload
                     && usable.Contains((exit.Round, exit.Cell))
+                    && !EngineReasons.Contains(exit.Reason)
                 )
                 .ToList();
             var total = exits.Sum(exit => (double)exit.Count);

@@ -2,6 +2,7 @@ using System.Text.Json;
 using CsvHelper;
 using VirtBench.Analysis;
 using VirtBench.Measurement;
+using VirtBench.Vmm.Execution;
 
 namespace VirtBench.Reporting.Runs;
 
@@ -181,6 +182,100 @@ internal sealed partial class KernelStatisticRow
     public KernelStatisticRecord ToRecord() => new(Round, new Cell(Strategy, Workload, TrapsPerUnit), Statistic, Count);
 }
 
+/// <summary>A row of translation-statistics.csv.</summary>
+[CsvRecord]
+internal sealed partial class TranslationRow
+{
+    [CsvColumn("round")]
+    public int Round { get; set; }
+
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("traps_per_unit")]
+    public int TrapsPerUnit { get; set; }
+
+    [CsvColumn("scope")]
+    public string Scope { get; set; } = "";
+
+    [CsvColumn("blocks")]
+    public long Blocks { get; set; }
+
+    [CsvColumn("guest_instructions")]
+    public long GuestInstructions { get; set; }
+
+    [CsvColumn("guest_bytes")]
+    public long GuestBytes { get; set; }
+
+    [CsvColumn("host_bytes")]
+    public long HostBytes { get; set; }
+
+    [CsvColumn("translate_ticks")]
+    public ulong TranslateTicks { get; set; }
+
+    [CsvColumn("translate_ns")]
+    public double TranslateNanoseconds { get; set; }
+
+    [CsvColumn("links")]
+    public long Links { get; set; }
+
+    [CsvColumn("lookup_misses")]
+    public long LookupMisses { get; set; }
+
+    [CsvColumn("lookup_hits")]
+    public long? LookupHits { get; set; }
+
+    [CsvColumn("invalidations")]
+    public long Invalidations { get; set; }
+
+    [CsvColumn("flushes")]
+    public long Flushes { get; set; }
+
+    public static TranslationRow Of(TranslationRecord record) =>
+        new()
+        {
+            Round = record.Round,
+            Strategy = record.Cell.Strategy,
+            Workload = record.Cell.Workload,
+            TrapsPerUnit = record.Cell.TrapsPerUnit,
+            Scope = Words.Of(record.Scope),
+            Blocks = record.Statistics.Blocks,
+            GuestInstructions = record.Statistics.GuestInstructions,
+            GuestBytes = record.Statistics.GuestBytes,
+            HostBytes = record.Statistics.HostBytes,
+            TranslateTicks = record.Statistics.Ticks,
+            TranslateNanoseconds = record.TranslateNanoseconds,
+            Links = record.Statistics.Links,
+            LookupMisses = record.Statistics.LookupMisses,
+            LookupHits = record.Statistics.LookupHits,
+            Invalidations = record.Statistics.Invalidations,
+            Flushes = record.Statistics.Flushes,
+        };
+
+    public TranslationRecord ToRecord() =>
+        new(
+            Round,
+            new Cell(Strategy, Workload, TrapsPerUnit),
+            Words.Scope(Scope),
+            new TranslationStatistics(
+                Blocks,
+                GuestInstructions,
+                GuestBytes,
+                HostBytes,
+                TranslateTicks,
+                Links,
+                LookupMisses,
+                LookupHits,
+                Invalidations,
+                Flushes
+            ),
+            TranslateNanoseconds
+        );
+}
+
 /// <summary>A row of fits.csv.</summary>
 [CsvRecord]
 internal sealed partial class FitRow
@@ -263,6 +358,16 @@ internal static class Words
         Array.Find(Enum.GetValues<SampleStatus>(), status => Of(status) == word) is var status && Of(status) == word
             ? status
             : throw new FormatException($"'{word}' is no status");
+
+    public static string Of(TranslationScope scope) => Lower(scope.ToString());
+
+    public static TranslationScope Scope(string word) =>
+        word switch
+        {
+            "region" => TranslationScope.Region,
+            "run" => TranslationScope.Run,
+            _ => throw new FormatException($"'{word}' is no scope of translation"),
+        };
 
     public static string OneLine(string text) => text.ReplaceLineEndings(" ");
 

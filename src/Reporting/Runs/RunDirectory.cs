@@ -10,17 +10,19 @@ namespace VirtBench.Reporting.Runs;
 /// <param name="Samples">Rows of samples.csv, in the order they were taken.</param>
 /// <param name="Exits">Rows of exits.csv that belong to one of the samples.</param>
 /// <param name="KernelStatistics">Rows of kernel-statistics.csv that do; none where the run is older than this file.</param>
+/// <param name="Translations">Rows of translation-statistics.csv that do; none where the run is older than this file.</param>
 /// <param name="Notices">What was found wrong with the files and left out, a line each.</param>
 public sealed record RunContents(
     IReadOnlyList<Sample> Samples,
     IReadOnlyList<ExitRecord> Exits,
     IReadOnlyList<KernelStatisticRecord> KernelStatistics,
+    IReadOnlyList<TranslationRecord> Translations,
     IReadOnlyList<string> Notices
 );
 
 /// <summary>
-/// A folder that holds one run: manifest.json, environment.json, samples.csv, exits.csv and kernel-statistics.csv as they were
-/// measured, and what is derived from them. docs/file-formats.md describes the files.
+/// A folder that holds one run: manifest.json, environment.json, samples.csv, exits.csv, kernel-statistics.csv and
+/// translation-statistics.csv as they were measured, and what is derived from them. docs/file-formats.md describes the files.
 /// </summary>
 public sealed class RunDirectory
 {
@@ -30,6 +32,7 @@ public sealed class RunDirectory
         SamplesFile = "samples.csv",
         ExitsFile = "exits.csv",
         KernelStatisticsFile = "kernel-statistics.csv",
+        TranslationStatisticsFile = "translation-statistics.csv",
         FitsFile = "fits.csv",
         FiguresFolder = "figures",
         CostProfileFile = "cost-profile.json",
@@ -94,6 +97,7 @@ public sealed class RunDirectory
         run.Write(SamplesFile, CsvFile.Encode(Array.Empty<SampleRow>(), withHeader: true));
         run.Write(ExitsFile, CsvFile.Encode(Array.Empty<ExitRow>(), withHeader: true));
         run.Write(KernelStatisticsFile, CsvFile.Encode(Array.Empty<KernelStatisticRow>(), withHeader: true));
+        run.Write(TranslationStatisticsFile, CsvFile.Encode(Array.Empty<TranslationRow>(), withHeader: true));
         return run;
     }
 
@@ -156,7 +160,16 @@ public sealed class RunDirectory
         return new RunContents(
             samples,
             Finished(ExitsFile, exits, exit => (exit.Round, exit.Cell)),
-            Finished(KernelStatisticsFile, ReadKernelStatistics(), counter => (counter.Round, counter.Cell)),
+            Finished(
+                KernelStatisticsFile,
+                ReadLater<KernelStatisticRow, KernelStatisticRecord>(KernelStatisticsFile, row => row.ToRecord()),
+                counter => (counter.Round, counter.Cell)
+            ),
+            Finished(
+                TranslationStatisticsFile,
+                ReadLater<TranslationRow, TranslationRecord>(TranslationStatisticsFile, row => row.ToRecord()),
+                translated => (translated.Round, translated.Cell)
+            ),
             notices
         );
 
@@ -172,18 +185,15 @@ public sealed class RunDirectory
             return kept;
         }
 
-        List<KernelStatisticRecord> ReadKernelStatistics()
+        // Of a file that runs have had only since some later version.
+        List<TRecord> ReadLater<TRow, TRecord>(string file, Func<TRow, TRecord> convert)
         {
-            if (!HasKernelStatistics())
+            if (!Has(file))
             {
                 return [];
             }
-            CheckHash(KernelStatisticsFile);
-            var rows = CsvFile.Read<KernelStatisticRow, KernelStatisticRecord>(
-                At(KernelStatisticsFile),
-                row => row.ToRecord(),
-                out var notice
-            );
+            CheckHash(file);
+            var rows = CsvFile.Read(At(file), convert, out var notice);
             AddNotice(notice);
             return rows;
         }
@@ -238,6 +248,13 @@ public sealed class RunDirectory
             Write(
                 KernelStatisticsFile,
                 CsvFile.Encode(contents.KernelStatistics.Select(KernelStatisticRow.Of), withHeader: true)
+            );
+        }
+        if (contents.Notices.Count > 0 || !File.Exists(At(TranslationStatisticsFile)))
+        {
+            Write(
+                TranslationStatisticsFile,
+                CsvFile.Encode(contents.Translations.Select(TranslationRow.Of), withHeader: true)
             );
         }
         return new SampleLog(this, contents, next);
@@ -324,16 +341,16 @@ public sealed class RunDirectory
     }
 
     /// <summary>A run that is older than the file has none, and no hash of one.</summary>
-    private bool HasKernelStatistics()
+    private bool Has(string file)
     {
-        var isThere = File.Exists(At(KernelStatisticsFile));
-        if (isThere && Manifest.Files.Count > 0 && !Manifest.Files.ContainsKey(KernelStatisticsFile))
+        var isThere = File.Exists(At(file));
+        if (isThere && Manifest.Files.Count > 0 && !Manifest.Files.ContainsKey(file))
         {
             throw new RunDirectoryException(
-                $"{At(KernelStatisticsFile)} was not there when the run ended: {ManifestFile} has no hash of it. Remove it."
+                $"{At(file)} was not there when the run ended: {ManifestFile} has no hash of it. Remove it."
             );
         }
-        return isThere || Manifest.Files.ContainsKey(KernelStatisticsFile);
+        return isThere || Manifest.Files.ContainsKey(file);
     }
 
     private void CheckHash(string name)
@@ -377,9 +394,9 @@ public sealed class RunDirectory
 
     private void DropIncompleteLine()
     {
-        foreach (var name in new[] { SamplesFile, ExitsFile, KernelStatisticsFile })
+        foreach (var name in new[] { SamplesFile, ExitsFile, KernelStatisticsFile, TranslationStatisticsFile })
         {
-            if (name == KernelStatisticsFile && !File.Exists(At(name)))
+            if (name is KernelStatisticsFile or TranslationStatisticsFile && !File.Exists(At(name)))
             {
                 continue;
             }

@@ -11,6 +11,7 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     private readonly AppendedFile samples;
     private readonly AppendedFile exits;
     private readonly AppendedFile kernelStatistics;
+    private readonly AppendedFile translations;
     private readonly ISweepObserver? next;
     private readonly HashSet<(int Round, Cell Cell)> done;
 
@@ -25,11 +26,13 @@ public sealed class SampleLog : ISweepObserver, IDisposable
         {
             exits = new AppendedFile(run.At(RunDirectory.ExitsFile));
             kernelStatistics = new AppendedFile(run.At(RunDirectory.KernelStatisticsFile));
+            translations = new AppendedFile(run.At(RunDirectory.TranslationStatisticsFile));
         }
         catch
         {
             samples.Dispose();
             exits?.Dispose();
+            kernelStatistics?.Dispose();
             throw;
         }
     }
@@ -50,15 +53,17 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     public void SampleTaken(
         Sample sample,
         IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics
+        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
+        IReadOnlyList<TranslationRecord> translations
     )
     {
         // The sample's own row last: exits without it are recognised as left over, a sample without its exits would not be.
         this.exits.Append(CsvFile.Encode(exits.Select(ExitRow.Of), withHeader: false));
         this.kernelStatistics.Append(CsvFile.Encode(kernelStatistics.Select(KernelStatisticRow.Of), withHeader: false));
+        this.translations.Append(CsvFile.Encode(translations.Select(TranslationRow.Of), withHeader: false));
         samples.Append(CsvFile.Encode([SampleRow.Of(sample)], withHeader: false));
         done.Add((sample.Round, sample.Cell));
-        next?.SampleTaken(sample, exits, kernelStatistics);
+        next?.SampleTaken(sample, exits, kernelStatistics, translations);
     }
 
     /// <inheritdoc />
@@ -70,6 +75,7 @@ public sealed class SampleLog : ISweepObserver, IDisposable
         samples.Dispose();
         exits.Dispose();
         kernelStatistics.Dispose();
+        translations.Dispose();
     }
 
     /// <summary>A file that only ever grows.</summary>

@@ -22,16 +22,17 @@ internal static class BootProgram
     /// <summary>Builds the file.</summary>
     /// <param name="parent">Process id of the VMM.</param>
     /// <param name="slot">Which of the vCPU's control areas is the carrier's.</param>
-    public static byte[] Build(int parent, int slot)
+    /// <param name="codeCacheSize">Bytes of its code cache; 0 for none.</param>
+    public static byte[] Build(int parent, int slot, int codeCacheSize)
     {
-        byte[] code = MachineCode.Assemble(Assemble(parent, slot), CarrierLayout.BootBase + HeaderSize);
+        byte[] code = MachineCode.Assemble(Assemble(parent, slot, codeCacheSize), CarrierLayout.BootBase + HeaderSize);
         byte[] file = new byte[HeaderSize + code.Length];
         WriteHeaders(file);
         code.CopyTo(file, HeaderSize);
         return file;
     }
 
-    private static Assembler Assemble(int parent, int slot)
+    private static Assembler Assemble(int parent, int slot, int codeCacheSize)
     {
         var a = new Assembler(64);
         Label failed = a.CreateLabel();
@@ -74,6 +75,18 @@ internal static class BootProgram
             Linux.ProtRead,
             CarrierLayout.ControlFileOffset
         );
+        if (codeCacheSize != 0)
+        {
+            long offset = CarrierLayout.TranslationFileOffset(slot, codeCacheSize);
+            Map(CarrierLayout.LookupTable, CarrierLayout.LookupTableSize, Linux.ProtRead, offset);
+            Map(
+                CarrierLayout.CodeCache,
+                (ulong)codeCacheSize,
+                Linux.ProtRead | Linux.ProtExec,
+                offset + (long)CarrierLayout.LookupTableSize
+            );
+        }
+
         a.mov(rax, CarrierLayout.Stub);
         a.jmp(rax);
 

@@ -75,11 +75,33 @@ internal static class CarrierLayout
     /// <summary>End of the window.</summary>
     public const ulong WindowEnd = Peers + (MaximumCarriers * ControlSize);
 
+    /// <summary>
+    /// Where an indirect branch of translated code finds its target: 65,536 host addresses, indexed by the low 16 bits of the guest's.
+    /// Read-only. Aligned to its own size, so that an address in it is formed from the index without arithmetic.
+    /// </summary>
+    public const ulong LookupTable = Window - 0x10_0000;
+
+    /// <summary>Entries of the lookup table.</summary>
+    public const int LookupEntries = 1 << 16;
+
+    /// <summary>Bytes of the lookup table.</summary>
+    public const ulong LookupTableSize = LookupEntries * sizeof(ulong);
+
+    /// <summary>Translated code, read-execute: at most 64 MiB, all of it within 2 GiB of the control page.</summary>
+    public const ulong CodeCache = Window - 0x800_0000;
+
+    /// <summary>Most bytes of a carrier's code cache.</summary>
+    public const int MaximumCodeCacheSize = 64 << 20;
+
     /// <summary>Offsets of the areas in the vCPU's memfd, and its size. Each carrier has a control area of its own.</summary>
     public const long StubFileOffset = 0,
         RegisterFileFileOffset = 0x10000,
         ControlFileOffset = RegisterFileFileOffset + (long)RegisterFileSize,
         ControlFileSize = ControlFileOffset + (MaximumCarriers * (long)ControlSize);
+
+    /// <summary>Where a carrier's lookup table, and behind it its code cache, lie in the memfd of a vCPU whose code is translated.</summary>
+    public static long TranslationFileOffset(int slot, int codeCacheSize) =>
+        ControlFileSize + (slot * ((long)LookupTableSize + codeCacheSize));
 
     /// <summary>Descriptor of the control memfd in the carrier.</summary>
     public const int ControlFd = 3;
@@ -92,6 +114,12 @@ internal static class CarrierLayout
 
     /// <summary>Entries the batch has room for.</summary>
     public const int BatchCapacity = 256;
+
+    /// <summary>Linux's ring-3 64-bit code selector (__USER_CS).</summary>
+    public const ushort UserCodeSelector = 0x33;
+
+    /// <summary>Linux's ring-3 data selector (__USER_DS).</summary>
+    public const ushort UserDataSelector = 0x2B;
 
     /// <summary>Bytes that the kernel maps around a read fault in page cache (fault_around_bytes, by default 64 KiB).</summary>
     public const int FaultAround = 0x1_0000;
@@ -124,6 +152,9 @@ internal static class CarrierState
     /// <summary>The carrier process is gone.</summary>
     public const uint Dead = 4;
 
+    /// <summary>After a callout: store x87 and SSE state into the hand-made frame and report.</summary>
+    public const uint SaveFpu = 6;
+
     /// <summary>Wake the carrier at <see cref="ControlPage.Peer"/> and sleep: it runs the guest now.</summary>
     public const uint Switch = 5;
 }
@@ -133,7 +164,7 @@ internal static class CarrierState
 /// Words that the two sides spin on have a cache line of their own.
 /// </summary>
 [StructLayout(LayoutKind.Explicit, Size = 0x1000)]
-internal struct ControlPage
+internal unsafe struct ControlPage
 {
     /// <summary>The handshake word and futex.</summary>
     [FieldOffset(0x00)]
@@ -212,8 +243,89 @@ internal struct ControlPage
     [FieldOffset(0x98)]
     public ulong SkipLength;
 
+    /// <summary>
+    /// The guest's general registers in encoding order, at a callout from translated code and at the entry that follows it.
+    /// </summary>
+    [FieldOffset(0x100)]
+    public fixed ulong Registers[16];
+
+    /// <summary>RFLAGS at a callout and at the entry that follows.</summary>
+    [FieldOffset(0x180)]
+    public ulong Flags;
+
+    /// <summary>Where in the code cache that entry goes on.</summary>
+    [FieldOffset(0x188)]
+    public ulong Target;
+
+    /// <summary>Enter with the registers from here, not from the frame.</summary>
+    [FieldOffset(0x190)]
+    public uint ByRegisters;
+
+    /// <summary>Code has been changed that may have been executed before: enter by a serializing instruction.</summary>
+    [FieldOffset(0x194)]
+    public uint Serialize;
+
+    /// <summary>Which exit of the translated code led to the callout.</summary>
+    [FieldOffset(0x198)]
+    public uint Site;
+
+    /// <summary>The guest's RCX while translated code uses the register for something else.</summary>
+    [FieldOffset(0x1C0)]
+    public ulong SavedRcx;
+
+    /// <summary>The guest's RAX, likewise.</summary>
+    [FieldOffset(0x1C8)]
+    public ulong SavedRax;
+
+    /// <summary>The guest's R11, likewise.</summary>
+    [FieldOffset(0x1F8)]
+    public ulong SavedR11;
+
+    /// <summary>Another register of the guest's, likewise.</summary>
+    [FieldOffset(0x1D0)]
+    public ulong SavedOther;
+
+    /// <summary>Guest address that a lookup did not find.</summary>
+    [FieldOffset(0x1D8)]
+    public ulong LookupTarget;
+
+    /// <summary>The guest's RFLAGS without the bits that the host's RFLAGS hold: IF, IOPL, NT, AC and the like.</summary>
+    [FieldOffset(0x1E0)]
+    public ulong VirtualFlags;
+
+    /// <summary>An interrupt waits for the virtual interrupt flag to be set.</summary>
+    [FieldOffset(0x1E8)]
+    public uint WindowWanted;
+
+    /// <summary>Scratch of a sequence that needs a quadword in memory.</summary>
+    [FieldOffset(0x1F0)]
+    public ulong Scratch;
+
+    /// <summary>What SGDT, SIDT, SLDT, STR, SMSW, MOV from CR and MOV from a segment register read.</summary>
+    [FieldOffset(0x200)]
+    public VirtualState Virtual;
+
     /// <summary>"VBCTRL01" as a little-endian number.</summary>
     public const ulong MagicValue = 0x3130_4C52_5443_4256;
+}
+
+/// <summary>State of the virtual CPU that translated code reads. Selectors stand in encoding order: ES CS SS DS FS GS.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct VirtualState
+{
+    public ulong GdtLimit;
+    public ulong GdtBase;
+    public ulong IdtLimit;
+    public ulong IdtBase;
+    public ulong Ldtr;
+    public ulong Tr;
+    public ulong Cr0;
+    public ulong Cr2;
+    public ulong Cr3;
+    public ulong Cr4;
+    public ulong TscAux;
+    public ulong TscOffset;
+    public fixed ulong Selectors[6];
 }
 
 /// <summary>Values of <see cref="ControlPage.Signal"/> that are not signals.</summary>
@@ -224,6 +336,9 @@ internal static class CarrierReport
 
     /// <summary>A system call of the batch failed.</summary>
     public const int BatchFailed = -1;
+
+    /// <summary>Translated code has called out; the guest's registers are in the control page, its x87 and SSE state in the CPU.</summary>
+    public const int Callout = -3;
 
     /// <summary>A kick has come before the guest was entered: it has executed nothing since the last exit.</summary>
     public const int NotEntered = -2;

@@ -8,7 +8,7 @@ namespace VirtBench.Strategies.Carrier;
 /// thread owns the pool; only <see cref="Kick"/> comes from others.
 /// </summary>
 [SupportedOSPlatform("linux")]
-internal sealed unsafe class CarrierPool(int ramFd, CarrierOptions options) : IDisposable
+internal sealed unsafe class CarrierPool(int ramFd, CarrierOptions options, int codeCacheSize = 0) : IDisposable
 {
     private readonly Lock _gate = new();
     private readonly CarrierProcess?[] _carriers = new CarrierProcess?[CarrierLayout.MaximumCarriers];
@@ -59,7 +59,7 @@ internal sealed unsafe class CarrierPool(int ramFd, CarrierOptions options) : ID
     {
         if (_memory is null)
         {
-            _memory = new VcpuMemory();
+            _memory = new VcpuMemory(codeCacheSize);
             _frame = _memory.FirstFrame;
         }
 
@@ -96,6 +96,24 @@ internal sealed unsafe class CarrierPool(int ramFd, CarrierOptions options) : ID
 
         _frame = frame;
         return true;
+    }
+
+    /// <summary>The memory that the carriers share, once there is one.</summary>
+    public VcpuMemory? Memory => _memory;
+
+    /// <summary>
+    /// After a callout, where the guest's registers are the VMM's to know and its x87 and SSE state is in the carrier's CPU: has the carrier
+    /// store that, so that any carrier can be entered from <see cref="Frame"/>.
+    /// </summary>
+    /// <exception cref="CarrierException">The carrier is gone.</exception>
+    public void MakeFrame()
+    {
+        CarrierProcess carrier = _last!;
+        carrier.Post(CarrierState.SaveFpu);
+        carrier.WaitForExit();
+        _memory!.BuildFirstFrame();
+        _frame = _memory.FirstFrame;
+        carrier.Control->Ucontext = _memory.AddressOf(_frame);
     }
 
     /// <summary>What a carrier has at this address of the register file; null when that is not where frames are.</summary>

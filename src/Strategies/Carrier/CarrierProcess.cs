@@ -100,7 +100,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
             Control->SpinCount = (uint)_spin;
             Control->ReturnByIret = options.ReturnByIret ? 1u : 0;
             Control->Ucontext = vcpu.AddressOf(vcpu.FirstFrame);
-            _pid = CarrierSpawner.Spawn(vcpu.FileDescriptor, slot, ramFd);
+            _pid = CarrierSpawner.Spawn(vcpu.FileDescriptor, slot, vcpu.CodeCacheSize, ramFd);
             PidFd = (int)Linux.Syscall(Linux.SysPidfdOpen, _pid);
             if (PidFd < 0)
             {
@@ -115,7 +115,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
             }
 
             WaitForExit();
-            SetUp(options);
+            SetUp(options, vcpu.CodeCacheSize);
         }
         catch
         {
@@ -387,7 +387,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
     private byte* Scratch => (byte*)Control + CarrierLayout.ScratchOffset;
 
-    private void SetUp(CarrierOptions options)
+    private void SetUp(CarrierOptions options, int codeCacheSize)
     {
         // A process group of its own: a terminal's Ctrl-C is for the VMM, which may want the guest to go on for a while.
         Call(Linux.SysSetpgid);
@@ -397,7 +397,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
         Call(Linux.SysCloseRange, 0, CarrierLayout.ControlFd);
         SetLimit(Linux.RlimitCore, 0);
         SetLimit(Linux.RlimitAs, AddressSpaceLimit);
-        Call(Linux.SysMunmap, 0, CarrierLayout.Window);
+        UnmapBelowWindow(codeCacheSize);
         Call(Linux.SysMunmap, CarrierLayout.WindowEnd, CarrierLayout.TaskEnd - CarrierLayout.WindowEnd);
 
         SetSignalStack();
@@ -427,6 +427,21 @@ internal sealed unsafe class CarrierProcess : IDisposable
 
         DispatchSystemCalls();
         Confine();
+    }
+
+    private void UnmapBelowWindow(int codeCacheSize)
+    {
+        if (codeCacheSize == 0)
+        {
+            Call(Linux.SysMunmap, 0, CarrierLayout.Window);
+            return;
+        }
+
+        const ulong lookupEnd = CarrierLayout.LookupTable + CarrierLayout.LookupTableSize;
+        ulong codeEnd = CarrierLayout.CodeCache + (ulong)codeCacheSize;
+        Call(Linux.SysMunmap, 0, CarrierLayout.CodeCache);
+        Call(Linux.SysMunmap, codeEnd, CarrierLayout.LookupTable - codeEnd);
+        Call(Linux.SysMunmap, lookupEnd, CarrierLayout.Window - lookupEnd);
     }
 
     // struct rlimit64 { soft, hard }

@@ -15,19 +15,21 @@ internal static class CarrierSpawner
     private static readonly BlockingCollection<Request> Requests = [];
     private static readonly Lazy<Thread> Spawner = new(StartThread);
 
-    private sealed record Request(int ControlFd, int Slot, int RamFd, TaskCompletionSource<int> Pid);
+    private sealed record Request(int ControlFd, int Slot, int CodeCacheSize, int RamFd, TaskCompletionSource<int> Pid);
 
     /// <summary>Starts a carrier process and returns its id; it has not run yet.</summary>
     /// <param name="controlFd">The vCPU's memfd.</param>
     /// <param name="slot">Which of the control areas in it is the carrier's.</param>
+    /// <param name="codeCacheSize">Bytes of its code cache; 0 for none.</param>
     /// <param name="ramFd">Guest RAM.</param>
     /// <exception cref="Win32Exception">The host does not allow it; the message says what failed.</exception>
-    public static int Spawn(int controlFd, int slot, int ramFd)
+    public static int Spawn(int controlFd, int slot, int codeCacheSize, int ramFd)
     {
         _ = Spawner.Value;
         var request = new Request(
             controlFd,
             slot,
+            codeCacheSize,
             ramFd,
             new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously)
         );
@@ -59,7 +61,7 @@ internal static class CarrierSpawner
 
     private static unsafe int SpawnHere(Request request)
     {
-        byte[] program = BootProgram.Build(Environment.ProcessId, request.Slot);
+        byte[] program = BootProgram.Build(Environment.ProcessId, request.Slot, request.CodeCacheSize);
         int fd = Linux.CreateMemfd("virtbench-carrier", Linux.MfdCloexec | Linux.MfdExec);
         try
         {

@@ -1,6 +1,8 @@
+using System.Buffers.Binary;
 using System.Runtime.InteropServices;
 using Iced.Intel;
 using VirtBench.Strategies.Native;
+using VirtBench.Vmm.Cpu;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Strategies.Carrier;
@@ -30,6 +32,27 @@ internal sealed class CarrierStub
         (rdi, Context(nameof(SignalContext.Rdi))), // last: it points at the frame
     ];
 
+    // In encoding order, as the control page has them.
+    private static readonly AssemblerRegister64[] GeneralRegisters =
+    [
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    ];
+
     private readonly Assembler _a = new(64);
     private Label _handler;
     private Label _publish;
@@ -43,6 +66,12 @@ internal sealed class CarrierStub
     private Label _kick;
     private Label _skip;
     private Label _skipByIret;
+    private Label _callout;
+    private Label _lookupMissed;
+    private Label _resumeByRegisters;
+    private Label _resumeByRegistersEnd;
+    private Label _saveFpu;
+    private Label _behindJump;
 
     private CarrierStub()
     {
@@ -58,6 +87,12 @@ internal sealed class CarrierStub
         _kick = _a.CreateLabel();
         _skip = _a.CreateLabel();
         _skipByIret = _a.CreateLabel();
+        _callout = _a.CreateLabel();
+        _lookupMissed = _a.CreateLabel();
+        _resumeByRegisters = _a.CreateLabel();
+        _resumeByRegistersEnd = _a.CreateLabel();
+        _saveFpu = _a.CreateLabel();
+        _behindJump = _a.CreateLabel();
 
         Start();
         Handler();
@@ -65,8 +100,11 @@ internal sealed class CarrierStub
         Wait();
         Resume();
         ResumeByIret();
+        ResumeByRegisters();
         Batch();
         Switch();
+        SaveFpu();
+        Callout();
         Kick();
         Skip();
 
@@ -87,6 +125,14 @@ internal sealed class CarrierStub
         SignalReturnAddress = result.GetLabelRIP(_signalReturn);
         SkipAddress = result.GetLabelRIP(_skip);
         SkipByIretAddress = result.GetLabelRIP(_skipByIret);
+        CalloutAddress = result.GetLabelRIP(_callout);
+        ulong behindJump = result.GetLabelRIP(_behindJump);
+        ulong target = CarrierLayout.Control + (ulong)Control(nameof(ControlPage.Target));
+        BinaryPrimitives.WriteInt32LittleEndian(
+            Code.AsSpan((int)(behindJump - CarrierLayout.Stub) - sizeof(int)),
+            (int)(long)(target - behindJump)
+        );
+        LookupMissedAddress = result.GetLabelRIP(_lookupMissed);
     }
 
     /// <summary>The one stub; it is the same for all carriers.</summary>
@@ -110,13 +156,30 @@ internal sealed class CarrierStub
     /// <summary>Calibration: the same, returning by XRSTOR and IRETQ.</summary>
     public ulong SkipByIretAddress { get; }
 
+    /// <summary>
+    /// Where translated code goes to call the VMM: every register and flag is the guest's, <see cref="ControlPage.Site"/> says from
+    /// where.
+    /// </summary>
+    public ulong CalloutAddress { get; }
+
+    /// <summary>
+    /// Where a lookup goes that does not find its target: the guest address in RCX, the guest's RCX and R11 in the control page.
+    /// </summary>
+    public ulong LookupMissedAddress { get; }
+
+    /// <summary>The value of <see cref="ControlPage.Site"/> that stands for every lookup.</summary>
+    public const uint LookupSite = uint.MaxValue;
+
     private static int Context(string field) => (int)Marshal.OffsetOf<SignalContext>(field);
 
-    private static AssemblerMemoryOperand Word(string field) =>
-        __dword_ptr[rbx + (int)Marshal.OffsetOf<ControlPage>(field)];
+    private static int Control(string field) => (int)Marshal.OffsetOf<ControlPage>(field);
 
-    private static AssemblerMemoryOperand Quad(string field) =>
-        __qword_ptr[rbx + (int)Marshal.OffsetOf<ControlPage>(field)];
+    private static AssemblerMemoryOperand Word(string field) => __dword_ptr[rbx + Control(field)];
+
+    private static AssemblerMemoryOperand Quad(string field) => __qword_ptr[rbx + Control(field)];
+
+    private static AssemblerMemoryOperand Quad(string field, int index) =>
+        __qword_ptr[rbx + Control(field) + (8 * index)];
 
     private static AssemblerMemoryOperand Entry(string field) =>
         __qword_ptr[r12 + (int)Marshal.OffsetOf<BatchEntry>(field)];
@@ -238,6 +301,8 @@ internal sealed class CarrierStub
         _a.mov(rax, Quad(nameof(ControlPage.GsBase)));
         _a.wrgsbase(rax);
         _a.Label(ref basesLoaded);
+        _a.cmp(Word(nameof(ControlPage.ByRegisters)), 0);
+        _a.jne(_resumeByRegisters);
         _a.mov(rdi, Quad(nameof(ControlPage.Ucontext)));
         _a.cmp(Word(nameof(ControlPage.ReturnByIret)), 0);
         _a.jne(_resumeByIret);
@@ -280,7 +345,84 @@ internal sealed class CarrierStub
         _a.ud2();
     }
 
-    // In: EAX is Batch, BatchThenRun or Switch (anything else, a guest's doing, ends the process). While the guest runs after
+    // The guest's x87 and SSE state is in the CPU. A kick in here makes the kernel put that state into its own frame, so Kick goes back
+    // and starts over instead of leaving the frame.
+    private void ResumeByRegisters()
+    {
+        Label serialize = _a.CreateLabel();
+        _a.Label(ref _resumeByRegisters);
+        _a.cmp(Word(nameof(ControlPage.Serialize)), 0);
+        _a.jne(serialize);
+        _a.push(Quad(nameof(ControlPage.Flags)));
+        _a.popfq();
+        LoadRegisters();
+        _a.db(0xFF, 0x25, 0, 0, 0, 0); // JMP qword [rip + …], which Assembler cannot express: see the constructor
+        _a.Label(ref _behindJump);
+        _a.ud2();
+
+        _a.Label(ref serialize);
+        _a.mov(Word(nameof(ControlPage.Serialize)), 0);
+        _a.push(CarrierLayout.UserDataSelector);
+        _a.push(Quad(nameof(ControlPage.Registers), Gpr.Rsp));
+        _a.push(Quad(nameof(ControlPage.Flags)));
+        _a.push(CarrierLayout.UserCodeSelector);
+        _a.push(Quad(nameof(ControlPage.Target)));
+        LoadRegisters(keepStack: true);
+        _a.iretq();
+        _a.Label(ref _resumeByRegistersEnd);
+        _a.ud2();
+    }
+
+    private void LoadRegisters(bool keepStack = false)
+    {
+        for (int i = 0; i < GeneralRegisters.Length; i++)
+        {
+            if (i != Gpr.Rbx && !(keepStack && i == Gpr.Rsp))
+            {
+                _a.mov(GeneralRegisters[i], Quad(nameof(ControlPage.Registers), i));
+            }
+        }
+
+        _a.mov(rbx, Quad(nameof(ControlPage.Registers), Gpr.Rbx)); // last: it points at the control page
+    }
+
+    // From translated code. The guest's stack is not touched; RSP is set to this carrier's own.
+    private void Callout()
+    {
+        _a.Label(ref _lookupMissed);
+        _a.mov(r11, CarrierLayout.Control);
+        _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.LookupTarget))], rcx);
+        _a.mov(__dword_ptr[r11 + Control(nameof(ControlPage.Site))], LookupSite);
+        _a.mov(rcx, __qword_ptr[r11 + Control(nameof(ControlPage.SavedRcx))]);
+        _a.mov(r11, __qword_ptr[r11 + Control(nameof(ControlPage.SavedR11))]);
+
+        _a.Label(ref _callout);
+        _a.mov(__[CarrierLayout.Control + (ulong)Control(nameof(ControlPage.Registers))], rax);
+        _a.mov(rax, CarrierLayout.Control);
+        for (int i = 1; i < GeneralRegisters.Length; i++)
+        {
+            _a.mov(__qword_ptr[rax + Control(nameof(ControlPage.Registers)) + (8 * i)], GeneralRegisters[i]);
+        }
+
+        _a.mov(rbx, rax);
+        _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
+        _a.pushfq();
+        _a.pop(Quad(nameof(ControlPage.Flags)));
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Callout);
+        _a.cld();
+        _a.jmp(_publish);
+    }
+
+    private void SaveFpu()
+    {
+        _a.Label(ref _saveFpu);
+        _a.mov(rdi, CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset);
+        _a.fxsave64(__[rdi]);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.jmp(_publish);
+    }
+
+    // In: EAX is Batch, BatchThenRun, SaveFpu or Switch (anything else, a guest's doing, ends the process). While the guest runs after
     // BatchThenRun, State still says so: the VMM waits for Exited only.
     private void Batch()
     {
@@ -297,6 +439,8 @@ internal sealed class CarrierStub
         _a.je(known);
         _a.cmp(eax, CarrierState.Switch);
         _a.je(_switch);
+        _a.cmp(eax, CarrierState.SaveFpu);
+        _a.je(_saveFpu);
         _a.mov(edi, 98);
         _a.mov(eax, Linux.SysExitGroup);
         _a.syscall();
@@ -370,6 +514,8 @@ internal sealed class CarrierStub
     {
         Label inStub = _a.CreateLabel();
         Label remember = _a.CreateLabel();
+        Label notByRegisters = _a.CreateLabel();
+        Label inResumeByRegisters = _a.CreateLabel();
         _a.Label(ref _kick);
         _a.mov(rbx, CarrierLayout.Control);
         _a.mov(rax, __qword_ptr[rdx + Context(nameof(SignalContext.Rip))]);
@@ -382,15 +528,33 @@ internal sealed class CarrierStub
         _a.jmp(_handler);
 
         _a.Label(ref inStub);
+        _a.lea(rcx, __[_resumeByRegisters]);
+        _a.cmp(rax, rcx);
+        _a.jb(notByRegisters);
+        _a.lea(rcx, __[_resumeByRegistersEnd]);
+        _a.cmp(rax, rcx);
+        _a.jb(inResumeByRegisters);
+        _a.Label(ref notByRegisters);
         _a.lea(rcx, __[_resume]);
         _a.cmp(rax, rcx);
         _a.jb(remember);
         _a.lea(rcx, __[_resumeEnd]);
         _a.cmp(rax, rcx);
         _a.jae(remember);
+        _a.cmp(Word(nameof(ControlPage.ByRegisters)), 0);
+        _a.jne(inResumeByRegisters);
         _a.mov(Word(nameof(ControlPage.KickBlocked)), 1);
         _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.NotEntered);
         _a.jmp(_publish);
+
+        // Its registers are in the control page, its x87 and SSE state now in this frame: back, and on to report.
+        _a.Label(ref inResumeByRegisters);
+        _a.mov(Word(nameof(ControlPage.KickPending)), 1);
+        _a.lea(rcx, __[_resume]);
+        _a.mov(__qword_ptr[rdx + Context(nameof(SignalContext.Rip))], rcx);
+        _a.mov(__qword_ptr[rdx + Context(nameof(SignalContext.Rbx))], rbx);
+        _a.mov(rsp, rdx);
+        _a.jmp(_signalReturn);
 
         _a.Label(ref remember);
         _a.mov(Word(nameof(ControlPage.KickPending)), 1);

@@ -12,20 +12,23 @@ namespace VirtBench.Strategies.Carrier;
 internal sealed unsafe class VcpuMemory : IDisposable
 {
     private readonly byte* _base;
+    private readonly long _size;
     private bool _disposed;
 
     /// <summary>Makes the memory and, in it, the frame that the first entry returns from.</summary>
+    /// <param name="codeCacheSize">Bytes of a code cache for each carrier; 0 where nothing is translated.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
-    public VcpuMemory()
+    public VcpuMemory(int codeCacheSize = 0)
     {
-        FileDescriptor = Linux.CreateSealedMemfd("virtbench-control", CarrierLayout.ControlFileSize);
+        CodeCacheSize = codeCacheSize;
+        _size =
+            codeCacheSize == 0
+                ? CarrierLayout.ControlFileSize
+                : CarrierLayout.TranslationFileOffset(CarrierLayout.MaximumCarriers, codeCacheSize);
+        FileDescriptor = Linux.CreateSealedMemfd("virtbench-control", _size);
         try
         {
-            _base = Linux.MapSharedMemory(
-                FileDescriptor,
-                CarrierLayout.ControlFileSize,
-                "the carriers' control memory"
-            );
+            _base = Linux.MapSharedMemory(FileDescriptor, _size, "the carriers' control memory");
         }
         catch
         {
@@ -35,10 +38,22 @@ internal sealed unsafe class VcpuMemory : IDisposable
 
         CarrierStub.Instance.Code.CopyTo(new Span<byte>(_base, (int)CarrierLayout.StubSize));
         BuildFirstFrame();
+        byte* fpu = RegisterFile + CarrierLayout.FirstFpuOffset;
+        *(ushort*)fpu = 0x37F;
+        *(uint*)(fpu + FpuFrame.Mxcsr) = 0x1F80;
     }
 
     /// <summary>The memfd.</summary>
     public int FileDescriptor { get; }
+
+    /// <summary>Bytes of each carrier's code cache; 0 where nothing is translated.</summary>
+    public int CodeCacheSize { get; }
+
+    /// <summary>The lookup table of a carrier, which it can only read.</summary>
+    public ulong* LookupTable(int slot) => (ulong*)(_base + CarrierLayout.TranslationFileOffset(slot, CodeCacheSize));
+
+    /// <summary>The code cache of a carrier, which it can only read and execute.</summary>
+    public byte* CodeCache(int slot) => (byte*)LookupTable(slot) + CarrierLayout.LookupTableSize;
 
     /// <summary>The register file.</summary>
     public byte* RegisterFile => _base + CarrierLayout.RegisterFileFileOffset;
@@ -65,30 +80,29 @@ internal sealed unsafe class VcpuMemory : IDisposable
     /// <summary>The address in every carrier of what the VMM sees here.</summary>
     public ulong AddressOf(void* shared) => CarrierLayout.RegisterFile + (ulong)((byte*)shared - RegisterFile);
 
-    // Nothing has trapped yet, so the frame that the first entry returns from is made by hand.
-    private void BuildFirstFrame()
+    /// <summary>
+    /// Makes the frame that an entry returns from when there is none of the kernel's: at first, and after a callout. Leaves the general registers and the x87 and SSE state
+    /// to the caller.
+    /// </summary>
+    public void BuildFirstFrame()
     {
         SignalContext* context = FirstFrame;
         context->Flags = 6; // UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
         context->StackPointer = CarrierLayout.RegisterFile + CarrierLayout.SignalStackOffset;
         context->StackSize = CarrierLayout.RegisterFileSize - CarrierLayout.SignalStackOffset;
         context->Eflags = 0x202;
-        context->Cs = UserCodeSelector;
-        context->Ss = UserDataSelector;
+        context->Cs = CarrierLayout.UserCodeSelector;
+        context->Ss = CarrierLayout.UserDataSelector;
         context->FpuState = CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset;
 
+        context->SignalMask = 0;
+
         byte* fpu = RegisterFile + CarrierLayout.FirstFpuOffset;
-        *(ushort*)fpu = 0x37F;
-        *(uint*)(fpu + FpuFrame.Mxcsr) = 0x1F80;
         *(uint*)(fpu + FpuFrame.FeaturesLow) = FpuFrame.X87AndSse;
+        *(uint*)(fpu + FpuFrame.FeaturesHigh) = 0;
+        new Span<ulong>(fpu + FpuFrame.LegacySize, (FpuFrame.HeaderEnd - FpuFrame.LegacySize) / sizeof(ulong)).Clear();
         *(ulong*)(fpu + FpuFrame.LegacySize) = FpuFrame.X87AndSse; // XSTATE_BV
     }
-
-    /// <summary>Linux's ring-3 64-bit code selector (__USER_CS).</summary>
-    public const ushort UserCodeSelector = 0x33;
-
-    /// <summary>Linux's ring-3 data selector (__USER_DS).</summary>
-    public const ushort UserDataSelector = 0x2B;
 
     /// <summary>Gives the memory back. Carriers that map it keep it until they end.</summary>
     public void Dispose()
@@ -96,7 +110,7 @@ internal sealed unsafe class VcpuMemory : IDisposable
         if (!_disposed)
         {
             _disposed = true;
-            _ = Linux.Munmap((nint)_base, (nuint)CarrierLayout.ControlFileSize);
+            _ = Linux.Munmap((nint)_base, (nuint)_size);
             _ = Linux.Close(FileDescriptor);
         }
     }

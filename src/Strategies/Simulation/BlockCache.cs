@@ -178,6 +178,8 @@ internal sealed unsafe class BlockCache : IDisposable
             _engine.ForgetWriteMappings();
         }
 
+        _engine.Translated(_decoder.InstructionCount, length);
+
         return Block.Ops(block);
     }
 
@@ -270,6 +272,7 @@ internal sealed unsafe class BlockCache : IDisposable
         }
 
         block->Dead = 1;
+        _engine.Invalidated();
         for (Block** link = BucketOf(block->Physical, block->Rip); *link is not null; link = &(*link)->NextInBucket)
         {
             if (*link == block)

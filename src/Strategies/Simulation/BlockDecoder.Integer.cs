@@ -1067,6 +1067,11 @@ internal sealed unsafe partial class BlockDecoder
 
         if (i.Op0Register.IsSegmentRegister())
         {
+            if (_mode == SimulatedMode.Translated)
+            {
+                return EmitPrivileged(op, i);
+            }
+
             op->B = HostSelectorOffset(i.Op0Register);
             op->Immediate = (ulong)size;
             return Set(op, H(&SystemHandlers.PopSegment));

@@ -26,6 +26,11 @@ internal sealed unsafe partial class BlockDecoder
             return EmitStoreSelector(op, i);
         }
 
+        if (_mode == SimulatedMode.Translated)
+        {
+            return EmitPrivileged(op, i); // the guest's tables are asked, by the core
+        }
+
         op->B = HostSelectorOffset(i.Op0Register);
         _mayLeave = true;
         if (IsMemory(i, 1))
@@ -82,6 +87,11 @@ internal sealed unsafe partial class BlockDecoder
 
     private bool TrySystem(Op* op, in Instruction i)
     {
+        if (_mode == SimulatedMode.Translated && TryTranslated(op, i))
+        {
+            return true;
+        }
+
         switch (i.Mnemonic)
         {
             case Mnemonic.Nop or Mnemonic.Endbr64 or Mnemonic.Endbr32 or Mnemonic.Pause or Mnemonic.Fnop:
@@ -125,9 +135,9 @@ internal sealed unsafe partial class BlockDecoder
                 return Set(op, H(&SystemHandlers.Popf<ushort>));
             case Mnemonic.Cpuid:
                 return Set(op, H(&SystemHandlers.Cpuid));
-            case Mnemonic.Rdtsc when _native:
+            case Mnemonic.Rdtsc when _mode == SimulatedMode.Native:
                 return Set(op, H(&SystemHandlers.Rdtsc));
-            case Mnemonic.Rdtscp when _native:
+            case Mnemonic.Rdtscp when _mode == SimulatedMode.Native:
                 return Set(op, H(&SystemHandlers.Rdtscp));
             case Mnemonic.Sgdt:
                 op->B = SystemHandlers.HostOffset(nameof(HostSelectors.GdtBase));

@@ -19,7 +19,10 @@ internal sealed unsafe partial class BlockDecoder
         RflagsBits.CF | RflagsBits.PF | RflagsBits.AF | RflagsBits.ZF | RflagsBits.SF | RflagsBits.OF;
 
     private readonly ushort[] _costs;
-    private readonly bool _native;
+    private readonly SimulatedMode _mode;
+    private readonly ushort _segmentMoveCost;
+    private readonly ushort _segmentPushCost;
+    private readonly ushort _indirectCost;
     private readonly PageReader _reader = new();
     private readonly Decoder _decoder;
 
@@ -68,9 +71,9 @@ internal sealed unsafe partial class BlockDecoder
         Inc,
     }
 
-    public BlockDecoder(CostProfile profile, bool native)
+    public BlockDecoder(CostProfile profile, SimulatedMode mode)
     {
-        _native = native;
+        _mode = mode;
         _decoder = Decoder.Create(64, _reader, Options);
         Mnemonic[] all = Enum.GetValues<Mnemonic>();
         _costs = new ushort[all.Length];
@@ -78,7 +81,26 @@ internal sealed unsafe partial class BlockDecoder
         {
             _costs[(int)mnemonic] = (ushort)profile.CyclesOf(mnemonic);
         }
+
+        if (mode == SimulatedMode.Translated)
+        {
+            TranslationCosts translation = profile.Translation!;
+            foreach (Mnemonic mnemonic in all)
+            {
+                if (InlinedInstructions.NameOf(mnemonic) is { } name)
+                {
+                    _costs[(int)mnemonic] = (ushort)translation.InlineCyclesOf(name);
+                }
+            }
+
+            _segmentMoveCost = (ushort)translation.InlineCyclesOf(InlinedInstructions.MovFromSegment);
+            _segmentPushCost = (ushort)translation.InlineCyclesOf(InlinedInstructions.PushSegment);
+            _indirectCost = (ushort)translation.IndirectCycles;
+        }
     }
+
+    /// <summary>Guest instructions that were last decoded.</summary>
+    public int InstructionCount { get; private set; }
 
     /// <summary>Decodes a block.</summary>
     /// <param name="rip">Linear address of its first instruction.</param>
@@ -104,6 +126,8 @@ internal sealed unsafe partial class BlockDecoder
         _ended = false;
         _silentCount = 0;
         _fusible = null;
+        _raising = _shadowing = null;
+        InstructionCount = 0;
         ulong at = rip;
         for (int n = 0; n < limit && !_ended; n++)
         {
@@ -115,6 +139,16 @@ internal sealed unsafe partial class BlockDecoder
 
             Emit(instruction);
             at = instruction.NextIP;
+            InstructionCount = n + 1;
+            if (_shadowing is not null)
+            {
+                EndShadow(instruction);
+            }
+        }
+
+        if (_raising is not null)
+        {
+            CallOutToRaise(); // what it shadows is not in this block
         }
 
         if (at == rip)
@@ -186,12 +220,19 @@ internal sealed unsafe partial class BlockDecoder
         }
 
         _fusible = null;
+        if (_mode == SimulatedMode.Translated)
+        {
+            _shadowing = _raising;
+            _raising = null;
+            EmitSseGuard(i);
+        }
+
         if (HasComposedAddress(i))
         {
             EmitAddressPart(i);
         }
 
-        Op* op = Begin(i.IP, i.Length, _costs[(int)i.Mnemonic]);
+        Op* op = Begin(i.IP, i.Length, CostOf(i));
         _silentHandler = 0;
         _mayLeave = i.Op0Kind == OpKind.Memory || i.Op1Kind == OpKind.Memory;
         FusibleForm form = default;

@@ -30,7 +30,7 @@ internal static unsafe class BranchHandlers
         JumpEntry* entry = m->JumpCache + ((target ^ (target >> 12)) & (JumpEntry.Count - 1));
         return entry->Rip == target && entry->Epoch == m->LiveEpoch && m->Cycles < m->Deadline
             ? entry->Target
-            : SlowPath.Jump(m, target);
+            : SlowPath.JumpIndirect(m, target);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

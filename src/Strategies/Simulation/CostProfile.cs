@@ -72,6 +72,9 @@ public sealed record CostProfile
     /// <summary>What sensitive instructions that do not trap see.</summary>
     public required SimulatedHost Host { get; init; }
 
+    /// <summary>What a translator costs; null in a profile that says nothing of one, which then cannot be translated with.</summary>
+    public TranslationCosts? Translation { get; init; }
+
     /// <summary>The profile that comes with VirtBench.</summary>
     public static CostProfile Textbook { get; } = LoadEmbedded("textbook");
 
@@ -137,6 +140,7 @@ public sealed record CostProfile
             "entryCycles",
             "emulationCycles",
             "host",
+            "translation",
         ];
         foreach (JsonProperty property in root.EnumerateObject())
         {
@@ -211,6 +215,59 @@ public sealed record CostProfile
                 : throw Wrong($"'host.{field}' must be a string with a number from 0 to 0x{maximum:X}");
         }
 
+        TranslationCosts ParseTranslation(JsonElement value)
+        {
+            if (value.ValueKind != JsonValueKind.Object)
+            {
+                throw Wrong("'translation' must be an object");
+            }
+
+            string[] fields = ["instructionCycles", "inlineCycles", "inline", "calloutCycles", "indirectCycles"];
+            foreach (JsonProperty property in value.EnumerateObject())
+            {
+                if (!fields.Contains(property.Name))
+                {
+                    throw Wrong($"unknown field 'translation.{property.Name}'; known are {string.Join(", ", fields)}");
+                }
+            }
+
+            JsonElement Part(string part) =>
+                value.TryGetProperty(part, out JsonElement found)
+                    ? found
+                    : throw Wrong($"field 'translation.{part}' is missing");
+
+            int Cycles(string part) => CyclesOf(Part(part), $"translation.{part}");
+
+            JsonElement inline = Part("inline");
+            if (inline.ValueKind != JsonValueKind.Object)
+            {
+                throw Wrong("'translation.inline' must be an object of instructions and cycles");
+            }
+
+            var inlined = new Dictionary<string, int>();
+            foreach (JsonProperty property in inline.EnumerateObject())
+            {
+                if (!InlinedInstructions.Names.Contains(property.Name))
+                {
+                    throw Wrong(
+                        $"'translation.inline.{property.Name}' is not served inline; these are: "
+                            + string.Join("; ", InlinedInstructions.Names)
+                    );
+                }
+
+                inlined[property.Name] = CyclesOf(property.Value, $"translation.inline.{property.Name}");
+            }
+
+            return new TranslationCosts
+            {
+                InstructionCycles = Cycles("instructionCycles"),
+                InlineCycles = Cycles("inlineCycles"),
+                Inline = inlined,
+                CalloutCycles = Cycles("calloutCycles"),
+                IndirectCycles = Cycles("indirectCycles"),
+            };
+        }
+
         return new CostProfile
         {
             Name = name.GetString()!,
@@ -229,6 +286,9 @@ public sealed record CostProfile
                 (ushort)HostField("tr", ushort.MaxValue),
                 (uint)HostField("machineStatus", uint.MaxValue)
             ),
+            Translation = root.TryGetProperty("translation", out JsonElement translation)
+                ? ParseTranslation(translation)
+                : null,
         };
     }
 

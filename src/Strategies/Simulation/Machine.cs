@@ -135,6 +135,38 @@ internal unsafe struct Machine
     [FieldOffset(776)]
     public nint EngineHandle;
 
+    /// <summary>Translated: the guest's privilege level.</summary>
+    [FieldOffset(784)]
+    public int Cpl;
+
+    /// <summary>Translated: the guest may not read the time-stamp counter (CR4.TSD outside ring 0).</summary>
+    [FieldOffset(788)]
+    public int HidesTimeStampCounter;
+
+    /// <summary>Translated: the guest is to be left when it can take an interrupt.</summary>
+    [FieldOffset(792)]
+    public int WindowWanted;
+
+    /// <summary>Translated: an STI has begun an interrupt shadow, and the instruction in it is not over.</summary>
+    [FieldOffset(796)]
+    public int Shadow;
+
+    /// <summary>The STI of <see cref="Shadow"/>.</summary>
+    [FieldOffset(800)]
+    public ulong ShadowRip;
+
+    /// <summary>Its cycles.</summary>
+    [FieldOffset(808)]
+    public uint ShadowCost;
+
+    /// <summary>Translated: what SSE instructions raise as CR0 and CR4 stand; 0 for nothing.</summary>
+    [FieldOffset(812)]
+    public byte SseVector;
+
+    /// <summary>Translated: what FXSAVE and FXRSTOR raise; 0 for nothing.</summary>
+    [FieldOffset(813)]
+    public byte FxsaveVector;
+
     /// <summary>The arithmetic flags as RFLAGS bits.</summary>
     public ulong ArithmeticFlags
     {
@@ -251,7 +283,10 @@ internal struct ExitRecord
     public ulong Address;
 }
 
-/// <summary>What the simulated host's ring 3 shows to a guest that asks (MOV r, sreg; SGDT; SMSW …).</summary>
+/// <summary>
+/// What is shown to a guest that asks (MOV r, sreg; SGDT; SMSW …): the simulated host's ring 3, or under translation the
+/// guest's own state as it was at the entry, which only a callout changes.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal struct HostSelectors
 {

@@ -25,7 +25,26 @@ internal static class SimulatedCapabilities
         new("verw", "answers from the host's descriptor table"),
     ];
 
-    public static EngineCapabilities Describe(CostProfile profile, bool native) =>
+    public static EngineCapabilities Describe(CostProfile profile, SimulatedMode mode) =>
+        mode == SimulatedMode.Translated
+            ? DescribeTranslated(profile, profile.Translation!)
+            : DescribeDeprivileged(profile, mode == SimulatedMode.Native);
+
+    private static EngineCapabilities DescribeTranslated(CostProfile profile, TranslationCosts costs) =>
+        new()
+        {
+            TrapsPrivilegedInstructions = true,
+            Inlined = InlinedInstructions.Capabilities,
+            InlinesInterruptFlag = true,
+            SwitchOutTicks = costs.CalloutCycles / 2,
+            SwitchInTicks = costs.CalloutCycles - (costs.CalloutCycles / 2),
+            ComputedTime = true,
+            TimeSource =
+                $"computed: cost profile '{profile.Name}', {profile.ClockHertz / 1e9:0.###} GHz, translation "
+                + $"{costs.InstructionCycles} cycles an instruction, callout {costs.CalloutCycles} + emulation {profile.EmulationCycles}",
+        };
+
+    private static EngineCapabilities DescribeDeprivileged(CostProfile profile, bool native) =>
         new()
         {
             Holes = Deprivileged,

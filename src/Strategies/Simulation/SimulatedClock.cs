@@ -3,8 +3,16 @@ using VirtBench.Vmm.Execution;
 namespace VirtBench.Strategies.Simulation;
 
 /// <summary>Time as the cycles that the cost profile adds up.</summary>
-internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profile) : IEngineClock
+internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profile, SimulatedMode mode) : IEngineClock
 {
+    // A callout is a call. What the CPU refuses, under translation a page fault or an exception, is a world switch as ever.
+    private readonly int _calloutOut =
+        mode == SimulatedMode.Translated ? profile.Translation!.CalloutCycles / 2 : profile.ExitCycles;
+    private readonly int _calloutIn =
+        mode == SimulatedMode.Translated
+            ? profile.Translation!.CalloutCycles - (profile.Translation.CalloutCycles / 2)
+            : profile.EntryCycles;
+    private bool _calledOut = true;
     private Machine* _machine = machine;
     private ulong _frozen;
     private bool _entryIsFree;
@@ -41,7 +49,7 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     {
         if (!_entryIsFree)
         {
-            _machine->Cycles += (ulong)profile.EntryCycles;
+            _machine->Cycles += (ulong)(_calledOut ? _calloutIn : profile.EntryCycles);
         }
 
         _entryIsFree = false;
@@ -54,13 +62,14 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     public void ChargeExit(VmExitReason reason, bool isMarker, bool isDue)
     {
         _kicked = reason == VmExitReason.Interrupted && !isDue;
+        _calledOut = reason is not (VmExitReason.PageFault or VmExitReason.Exception);
         if (_kicked)
         {
             _entryIsFree = true;
         }
         else if (!isMarker)
         {
-            _machine->Cycles += (ulong)profile.ExitCycles;
+            _machine->Cycles += (ulong)(_calledOut ? _calloutOut : profile.ExitCycles);
         }
     }
 

@@ -8,7 +8,8 @@ namespace VirtBench.Strategies.Simulation;
 
 /// <summary>
 /// An interpreter of x86-64-v1 behind the engine contract, with time computed from a cost profile. The guest runs
-/// deprivileged as in ring 3 of real hardware: what would fault exits, what would not sees the simulated host.
+/// deprivileged as in ring 3 of real hardware: what would fault exits, what would not sees the simulated host. Or it runs as under a
+/// translator: then sensitive instructions get the guest's own state, and a block that is decoded costs its translation.
 /// </summary>
 internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObserver
 {
@@ -17,6 +18,8 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
     private readonly bool _walksTables;
+    private readonly bool _translates;
+    private readonly int _translationCycles;
     private readonly SimulatedClock _clock;
     private readonly AddressView _kernel = new();
     private readonly AddressView _user = new();
@@ -30,24 +33,33 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     private bool _lazyStateIsCpus = true;
     private bool _mapsParts;
     private string? _failure;
+    private long _blocks;
+    private long _instructions;
+    private long _bytes;
+    private ulong _ticksTranslating;
+    private long _links;
+    private long _lookupMisses;
+    private long _invalidations;
 
     /// <summary>Creates an engine.</summary>
     /// <param name="cpu">The CPU it serves.</param>
     /// <param name="memory">Its memory.</param>
     /// <param name="profile">What things cost.</param>
-    /// <param name="native">True for <c>simulated-native</c>: RDTSC executes, TLB misses walk the guest's tables.</param>
+    /// <param name="mode">What stands between the guest and the CPU; translated only with a profile that says what that costs.</param>
     /// <param name="arenaBytes">Room for decoded code.</param>
     public SimulatedEngine(
         VirtualCpu cpu,
         GuestMemory memory,
         CostProfile profile,
-        bool native,
+        SimulatedMode mode,
         int arenaBytes = BlockCache.DefaultArenaBytes
     )
     {
         _cpu = cpu;
         _memory = memory;
-        _walksTables = native;
+        _walksTables = mode == SimulatedMode.Native;
+        _translates = mode == SimulatedMode.Translated;
+        _translationCycles = _translates ? profile.Translation!.InstructionCycles : 0;
         _handle = GCHandle.Alloc(this, GCHandleType.Weak);
         _machine = (Machine*)NativeMemory.AlignedAlloc(Machine.Size, 64);
         NativeMemory.Clear(_machine, Machine.Size);
@@ -61,13 +73,13 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         }
 
         _machine->Host = profile.Host.ToSelectors();
-        _clock = new SimulatedClock(_machine, profile);
-        _decoder = new BlockDecoder(profile, native);
+        _clock = new SimulatedClock(_machine, profile, mode);
+        _decoder = new BlockDecoder(profile, mode);
         Blocks = new BlockCache(this, memory, _decoder, arenaBytes);
         _view = _kernel;
         RenewEpochs();
         memory.WriteObserver = this;
-        Capabilities = SimulatedCapabilities.Describe(profile, native);
+        Capabilities = SimulatedCapabilities.Describe(profile, mode);
     }
 
     /// <summary>The decoded code.</summary>
@@ -85,6 +97,26 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     /// <inheritdoc/>
     public IEngineClock Clock => _clock;
 
+    /// <summary>
+    /// Blocks as the interpreter decodes them, the same code under another linear address among them. No code is made: 0 bytes of
+    /// it. Indirect branches are charged one by one, but how a table would have done is not modelled.
+    /// </summary>
+    public TranslationStatistics? TranslationStatistics =>
+        _translates
+            ? new(
+                _blocks,
+                _instructions,
+                _bytes,
+                HostBytes: 0,
+                _ticksTranslating,
+                _links,
+                _lookupMisses,
+                LookupHits: null,
+                _invalidations,
+                (long)Blocks.Generation
+            )
+            : null;
+
     /// <inheritdoc/>
     public VmExit Run() => Execute(single: false);
 
@@ -100,7 +132,7 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         _clock.ChargeEntry();
         Enter(m);
         ulong entry = m->Rip;
-        ulong cycles = m->Cycles;
+        ulong cycles = m->Cycles - _ticksTranslating;
         m->Exit = default;
         _failure = null;
         if (!SseHandlers.IsModelled(m->Mxcsr))
@@ -127,7 +159,13 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             } while (m->Exit.Restart != 0);
         }
 
-        if (m->Rip != entry || m->Cycles != cycles)
+        m->WindowWanted = 0;
+        if (m->Shadow != 0)
+        {
+            TakeBackSti(m);
+        }
+
+        if (m->Rip != entry || m->Cycles - _ticksTranslating != cycles)
         {
             // Here and not only in the core, which sees no more of it than RIP: a loop may have come back there.
             _cpu.InterruptShadow = false;
@@ -192,6 +230,48 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
         }
     }
 
+    // The instruction that an inlined STI shadows has exited or faulted, so that the shadow outlasts guest code: then the STI calls out,
+    // for the core to keep it. Nothing has happened since.
+    private static void TakeBackSti(Machine* m)
+    {
+        m->Shadow = 0;
+        if ((VmExitReason)m->Exit.Reason == VmExitReason.Failed)
+        {
+            return;
+        }
+
+        m->Rip = m->ShadowRip;
+        m->OtherFlags &= ~Rflags.If;
+        m->Cycles -= m->ShadowCost;
+        m->Exit = default;
+        m->Exit.Reason = (byte)VmExitReason.PrivilegedInstruction;
+    }
+
+    /// <summary>A block has been decoded: under translation that takes its time.</summary>
+    public void Translated(int instructions, int bytes)
+    {
+        if (!_translates)
+        {
+            return;
+        }
+
+        ulong cycles = (ulong)instructions * (ulong)_translationCycles;
+        _machine->Cycles += cycles;
+        _ticksTranslating += cycles;
+        _blocks++;
+        _instructions += instructions;
+        _bytes += bytes;
+    }
+
+    /// <summary>A block's code has been overwritten.</summary>
+    public void Invalidated() => _invalidations++;
+
+    /// <summary>A direct branch has been linked to its target.</summary>
+    public void Linked() => _links++;
+
+    /// <summary>The target of an indirect branch was not among those found last.</summary>
+    public void MissedLookup() => _lookupMisses++;
+
     private void TakeKick()
     {
         lock (_kickLock)
@@ -227,10 +307,44 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
             m->GsBase = _cpu.Gs.Base;
         }
 
+        if (_translates)
+        {
+            EnterTranslated(m);
+        }
+
         _view = _cpu.Cpl == 3 ? _user : _kernel;
         m->ReadTlb = _view.Read;
         m->WriteTlb = _view.Write;
         PublishEpoch(m);
+    }
+
+    private void EnterTranslated(Machine* m)
+    {
+        m->Cpl = _cpu.Cpl;
+        m->HidesTimeStampCounter = m->Cpl != 0 && (_cpu.Cr4 & Cr4.Tsd) != 0 ? 1 : 0;
+        bool absent = (_cpu.Cr0 & Cr0.Em) != 0;
+        bool switched = (_cpu.Cr0 & Cr0.Ts) != 0;
+        m->SseVector =
+            absent || (_cpu.Cr4 & Cr4.Osfxsr) == 0 ? Vector.InvalidOpcode
+            : switched ? Vector.DeviceNotAvailable
+            : (byte)0;
+        m->FxsaveVector = absent || switched ? Vector.DeviceNotAvailable : (byte)0;
+        m->Host = new HostSelectors
+        {
+            Es = _cpu.Es.Selector,
+            Cs = _cpu.Cs.Selector,
+            Ss = _cpu.Ss.Selector,
+            Ds = _cpu.Ds.Selector,
+            Fs = _cpu.Fs.Selector,
+            Gs = _cpu.Gs.Selector,
+            Ldt = _cpu.Ldtr.Selector,
+            Tr = _cpu.Tr.Selector,
+            GdtLimit = _cpu.Gdtr.Limit,
+            GdtBase = _cpu.Gdtr.Base,
+            IdtLimit = _cpu.Idtr.Limit,
+            IdtBase = _cpu.Idtr.Base,
+            MachineStatus = (uint)_cpu.Cr0,
+        };
     }
 
     private void Leave(Machine* m)
@@ -253,6 +367,17 @@ internal sealed unsafe class SimulatedEngine : IExecutionEngine, IMemoryWriteObs
     }
 
     private void PublishEpoch(Machine* m) => PublishEpoch(m, _view.Epoch);
+
+    /// <inheritdoc/>
+    public void RequestInterruptWindow()
+    {
+        if (!_translates)
+        {
+            throw new NotSupportedException("the guest's interrupt flag is the core's");
+        }
+
+        _machine->WindowWanted = 1;
+    }
 
     /// <inheritdoc/>
     public void Kick()

@@ -31,5 +31,5 @@ public sealed class SimulatedNativeStrategy(CostProfile? profile = null) : Strat
 
     /// <inheritdoc/>
     public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
-        new SimulatedEngine(cpu, memory, _profile, native: true);
+        new SimulatedEngine(cpu, memory, _profile, SimulatedMode.Native);
 }

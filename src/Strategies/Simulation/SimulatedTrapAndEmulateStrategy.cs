@@ -31,5 +31,5 @@ public sealed class SimulatedTrapAndEmulateStrategy(CostProfile? profile = null)
 
     /// <inheritdoc/>
     public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
-        new SimulatedEngine(cpu, memory, _profile, native: false);
+        new SimulatedEngine(cpu, memory, _profile, SimulatedMode.Deprivileged);
 }

@@ -49,6 +49,7 @@ internal static unsafe class SlowPath
         {
             links->Taken = target;
             links->TakenEpoch = engine.Epoch;
+            engine.Linked();
         }
 
         return target;
@@ -64,6 +65,7 @@ internal static unsafe class SlowPath
         {
             links->NotTaken = target;
             links->NotTakenEpoch = engine.Epoch;
+            engine.Linked();
         }
 
         return target;
@@ -77,6 +79,19 @@ internal static unsafe class SlowPath
     {
         m->Rip = target;
         return IsWanted(m, m->Cycles) ? null : Find(m, target);
+    }
+
+    /// <summary>As <see cref="Jump"/>, of a target that the cache of indirect jumps does not have.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static Op* JumpIndirect(Machine* m, ulong target)
+    {
+        Op* op = Jump(m, target);
+        if (op is not null)
+        {
+            Engine(m).MissedLookup();
+        }
+
+        return op;
     }
 
     /// <summary>As <see cref="Jump"/> for an entry, which has to get on though the deadline may be over.</summary>
@@ -130,6 +145,7 @@ internal static unsafe class SlowPath
     public static Op* Stale(Machine* m, Op* op)
     {
         m->Cycles += op->Before;
+        m->Shadow = 0; // an instruction in a shadow that has overwritten what follows it is over
         return Jump(m, op->Rip);
     }
 

@@ -34,10 +34,10 @@ internal sealed unsafe partial class DirectExecutionEngine
     private bool _pagesOpen;
 
     /// <inheritdoc/>
-    public VmExit Step()
+    public override VmExit Step()
     {
-        _stepping = (_cpu.Rflags & Rflags.Tf) != 0 ? Stepping.Guests : Stepping.Ours;
-        _flagUse = FlagUseOf(_cpu.Rip);
+        _stepping = (Cpu.Rflags & Rflags.Tf) != 0 ? Stepping.Guests : Stepping.Ours;
+        _flagUse = FlagUseOf(Cpu.Rip);
         VmExit exit = Enter();
         if (exit.Reason is VmExitReason.Interrupted or VmExitReason.Failed)
         {
@@ -48,11 +48,11 @@ internal sealed unsafe partial class DirectExecutionEngine
     }
 
     /// <inheritdoc/>
-    public void AllowInStep(in ShadowPage page)
+    public override void AllowInStep(in ShadowPage page)
     {
         _pagesOpen = true;
         _stepping = Stepping.Ours; // whatever is entered next sees to it that the page is closed again
-        _shadow.AllowInStep(page);
+        Shadow.AllowInStep(page);
     }
 
     private VmExit EndStep(in VmExit exit)
@@ -62,7 +62,7 @@ internal sealed unsafe partial class DirectExecutionEngine
             bool loaded = exit.Reason == VmExitReason.Stepped && _flagUse == FlagUse.Loads;
             if (!loaded)
             {
-                _cpu.Rflags &= ~Rflags.Tf;
+                Cpu.Rflags &= ~Rflags.Tf;
             }
 
             if (exit.Reason == VmExitReason.Stepped && _flagUse == FlagUse.Pushes)
@@ -71,13 +71,13 @@ internal sealed unsafe partial class DirectExecutionEngine
             }
             else if (exit.Reason == VmExitReason.SystemCall)
             {
-                _cpu[Gpr.R8 + 3] &= ~Rflags.Tf; // SYSCALL has put RFLAGS into R11
+                Cpu[Gpr.R8 + 3] &= ~Rflags.Tf; // SYSCALL has put RFLAGS into R11
             }
         }
 
         if (exit.Reason == VmExitReason.PageFault && _pagesOpen)
         {
-            _shadow.EndStep(again: true); // perhaps the next page of the same instruction
+            Shadow.EndStep(again: true); // perhaps the next page of the same instruction
             return exit;
         }
 
@@ -91,17 +91,17 @@ internal sealed unsafe partial class DirectExecutionEngine
         if (_pagesOpen)
         {
             _pagesOpen = false;
-            _shadow.EndStep(again: false);
+            Shadow.EndStep(again: false);
         }
     }
 
     private void ClearPushedFlag()
     {
-        PageAccess user = _cpu.Cpl == 3 ? PageAccess.User : 0;
-        ulong image = _cpu.Rsp + 1; // bits 8 to 15
-        if (_space.TryRead(image, PageAccess.Read | user, out byte flags, out _))
+        PageAccess user = Cpu.Cpl == 3 ? PageAccess.User : 0;
+        ulong image = Cpu.Rsp + 1; // bits 8 to 15
+        if (Space.TryRead(image, PageAccess.Read | user, out byte flags, out _))
         {
-            _ = _space.TryWrite(image, (byte)(flags & ~(byte)(Rflags.Tf >> 8)), user, out _);
+            _ = Space.TryWrite(image, (byte)(flags & ~(byte)(Rflags.Tf >> 8)), user, out _);
         }
     }
 
@@ -109,19 +109,19 @@ internal sealed unsafe partial class DirectExecutionEngine
     private FlagUse FlagUseOf(ulong rip)
     {
         const int longest = 15;
-        PageAccess access = PageAccess.Execute | (_cpu.Cpl == 3 ? PageAccess.User : 0);
+        PageAccess access = PageAccess.Execute | (Cpu.Cpl == 3 ? PageAccess.User : 0);
         for (int i = 0; i < longest; i++)
         {
             ulong at = rip + (ulong)i;
             if (
-                !_space.TryTranslate(at, access, out ulong physical, out _, commit: false)
-                || !_memory.Contains(physical, 1)
+                !Space.TryTranslate(at, access, out ulong physical, out _, commit: false)
+                || !Memory.Contains(physical, 1)
             )
             {
                 return FlagUse.None;
             }
 
-            switch (_memory.Read<byte>(physical))
+            switch (Memory.Read<byte>(physical))
             {
                 case 0x26
                 or 0x2E

@@ -1,3 +1,4 @@
+using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;

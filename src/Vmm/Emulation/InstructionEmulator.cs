@@ -76,6 +76,13 @@ public sealed partial class InstructionEmulator
 
     private ref readonly Instruction Instruction => ref _current.Instruction;
 
+    /// <summary>
+    /// Whether an instruction has to come here wherever it is executed, not being what the platform has it be in the host's ring 3:
+    /// sensitive ones, and those of extensions that the platform's CPUID does not report.
+    /// </summary>
+    public static bool MustEmulate(in Instruction instruction) =>
+        OperationTable.Classify(instruction).Operation != Operation.Unprivileged;
+
     /// <summary>Decodes the instruction at RIP and says what its trap is to be counted as.</summary>
     /// <param name="reason">The ledger's reason.</param>
     /// <param name="guestEvent">When false is returned: the fault that fetching raises.</param>

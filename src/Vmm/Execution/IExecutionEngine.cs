@@ -130,6 +130,13 @@ public interface IExecutionEngine : IDisposable
 
     /// <summary>What the engine has translated since its creation; null for one that does not translate.</summary>
     TranslationStatistics? TranslationStatistics => null;
+
+    /// <summary>
+    /// Shows every block that is translated from now on to an observer: before the first <see cref="Run"/>, or between two.
+    /// </summary>
+    /// <param name="observer">Who looks; null for nobody any more.</param>
+    /// <returns>False when the engine makes no host code of guest code, so that there is nothing to show.</returns>
+    bool ObserveTranslation(ITranslationObserver? observer) => false;
 }
 
 /// <summary>Convenience over the contract.</summary>

@@ -183,6 +183,12 @@ public sealed partial class VirtualMachine : IDisposable
     /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
     public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();
 
+    /// <summary>What the engine has translated so far; null for one that does not translate.</summary>
+    public TranslationStatistics? TranslationStatistics() => _engine.TranslationStatistics;
+
+    /// <inheritdoc cref="IExecutionEngine.ObserveTranslation"/>
+    public bool ObserveTranslation(ITranslationObserver? observer) => _engine.ObserveTranslation(observer);
+
     /// <inheritdoc/>
     public void Dispose()
     {

@@ -2,7 +2,7 @@
 using System.Globalization;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Native;
-using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 

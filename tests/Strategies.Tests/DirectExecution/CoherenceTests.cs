@@ -1,5 +1,5 @@
 #pragma warning disable CA1416 // DirectGuest has asked for Linux
-using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Memory;
 

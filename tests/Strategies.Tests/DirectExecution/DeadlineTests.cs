@@ -1,6 +1,6 @@
 #pragma warning disable CA1416 // DirectGuest has asked for Linux
 using Iced.Intel;
-using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Execution;
 using static Iced.Intel.AssemblerRegisters;
 

@@ -1,5 +1,6 @@
 #pragma warning disable CA1416 // SkipUnlessAvailable has asked for Linux
 using Iced.Intel;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;

@@ -48,6 +48,41 @@ public sealed class CostProfileTests
         Assert.DoesNotContain('\n', said);
     }
 
+    private const string Translating = """
+        , "translation": {
+          "instructionCycles": 7, "inlineCycles": 8, "inline": { "cli": 1, "mov r,sreg": 2 }, "calloutCycles": 9, "indirectCycles": 0
+        } }
+        """;
+
+    private static string With(string translation) => Good.TrimEnd()[..^1] + translation;
+
+    [Fact]
+    public void What_a_translator_costs_can_be_said_or_left_out()
+    {
+        Assert.Null(Parse(Good).Translation);
+        TranslationCosts costs = Parse(With(Translating)).Translation!;
+        Assert.Equal((7, 9, 0), (costs.InstructionCycles, costs.CalloutCycles, costs.IndirectCycles));
+        Assert.Equal(
+            (1, 2, 8),
+            (costs.InlineCyclesOf("cli"), costs.InlineCyclesOf("mov r,sreg"), costs.InlineCyclesOf("sti"))
+        );
+    }
+
+    [Theory]
+    [InlineData("\"calloutCycles\": 9,", "", "field 'translation.calloutCycles' is missing")]
+    [InlineData("\"calloutCycles\": 9", "\"calloutCycles\": -9", "'translation.calloutCycles' must be a whole number")]
+    [InlineData("\"calloutCycles\": 9", "\"callout\": 9", "unknown field 'translation.callout'")]
+    [InlineData("\"cli\": 1", "\"hlt\": 1", "'translation.inline.hlt' is not served inline; these are: cli; sti;")]
+    [InlineData("\"cli\": 1", "\"cli\": 0.5", "'translation.inline.cli' must be a whole number")]
+    [InlineData("{ \"cli\": 1, \"mov r,sreg\": 2 }", "3", "'translation.inline' must be an object")]
+    public void A_bad_field_of_the_translator_is_named_in_one_line(string old, string replacement, string message)
+    {
+        string json = With(Translating.Replace(old, replacement, StringComparison.Ordinal));
+        string said = Assert.Throws<CostProfileException>(() => Parse(json)).Message;
+        Assert.Contains(message, said, StringComparison.Ordinal);
+        Assert.DoesNotContain('\n', said);
+    }
+
     [Theory]
     [InlineData("")]
     [InlineData("{")]

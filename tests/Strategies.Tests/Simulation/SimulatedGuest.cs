@@ -19,17 +19,23 @@ internal sealed unsafe class SimulatedGuest : IDisposable
         bool native = false,
         CostProfile? profile = null,
         ulong pageBits = Pte.Large,
-        int? arenaBytes = null
+        int? arenaBytes = null,
+        bool translated = false
     )
     {
         Memory = new GuestMemory(RamSize);
         Cpu = new VirtualCpu();
-        Strategy strategy = native
-            ? new SimulatedNativeStrategy(profile)
-            : new SimulatedTrapAndEmulateStrategy(profile);
-        Engine = arenaBytes is { } bytes
-            ? new SimulatedEngine(Cpu, Memory, profile ?? CostProfile.Textbook, native, bytes)
-            : strategy.CreateEngine(Cpu, Memory);
+        SimulatedMode mode =
+            translated ? SimulatedMode.Translated
+            : native ? SimulatedMode.Native
+            : SimulatedMode.Deprivileged;
+        Engine = new SimulatedEngine(
+            Cpu,
+            Memory,
+            profile ?? CostProfile.Textbook,
+            mode,
+            arenaBytes ?? BlockCache.DefaultArenaBytes
+        );
         MapIdentity(pageBits);
         Cpu.Cr3 = Tables;
         Cpu.Rsp = StackTop;

@@ -4,7 +4,7 @@ using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>
 /// Policy <see cref="ShadowPaging.Cached"/>: a view, in a carrier of its own, for every address space and ring that the guest uses, kept over
@@ -68,7 +68,8 @@ internal sealed class CachedShadow : ShadowPageTable
 
     private readonly View[] _views;
     private readonly Dictionary<ulong, TrackedFrame> _tracked = [];
-    private readonly List<ulong> _frames = []; // the keys of _tracked, ascending
+    private readonly HashSet<ulong> _code = [];
+    private readonly List<ulong> _frames = []; // those of _tracked and of _code, ascending: no view maps them writable
     private readonly Dictionary<TableUse, ulong> _uses = [];
     private readonly List<TableUse> _scratch = [];
     private readonly List<OpenPage> _open = [];
@@ -201,6 +202,11 @@ internal sealed class CachedShadow : ShadowPageTable
             return MapResult.Emulate;
         }
 
+        if (wanted && write && _code.Contains(frame))
+        {
+            return MapResult.EmulateCodeWrite;
+        }
+
         MappedRun stretch = StretchAround(run, address, out int holes);
         if (
             view.Runs.TryFind(address, out MappedRun mapped)
@@ -310,11 +316,7 @@ internal sealed class CachedShadow : ShadowPageTable
         {
             tracked = new TrackedFrame(frame);
             _tracked.Add(frame, tracked);
-            _frames.Insert(FirstFrameFrom(frame), frame);
-            foreach (View view in _views)
-            {
-                view.Runs.WriteProtect(frame);
-            }
+            Protect(frame);
         }
 
         tracked.WritesSinceWalk = 0;
@@ -332,7 +334,16 @@ internal sealed class CachedShadow : ShadowPageTable
             ulong frame = _frames[i];
             ulong from = Math.Max(address, frame) - frame;
             ulong to = Math.Min(end - frame, GuestMemory.PageSize);
-            EntriesWritten(frame, (int)(from / 8), (int)((to - 1) / 8));
+            if (_tracked.ContainsKey(frame))
+            {
+                EntriesWritten(frame, (int)(from / 8), (int)((to - 1) / 8));
+            }
+
+            if (_code.Contains(frame))
+            {
+                CodeWritten?.Invoke(frame + from, to - from);
+            }
+
             i = FirstFrameFrom(frame + 1); // the list may have changed
         }
     }
@@ -427,7 +438,7 @@ internal sealed class CachedShadow : ShadowPageTable
         if (tracked.Uses.Count == 0)
         {
             _ = _tracked.Remove(frame);
-            _frames.RemoveAt(FirstFrameFrom(frame));
+            Unprotect(frame);
         }
     }
 
@@ -443,6 +454,57 @@ internal sealed class CachedShadow : ShadowPageTable
         _uses.Clear();
         _tracked.Clear();
         _frames.Clear();
+        _frames.AddRange(_code.Order());
+    }
+
+    // The frame has become a tracked one or one of code.
+    private void Protect(ulong frame)
+    {
+        int i = FirstFrameFrom(frame);
+        if (i < _frames.Count && _frames[i] == frame)
+        {
+            return;
+        }
+
+        _frames.Insert(i, frame);
+        foreach (View view in _views)
+        {
+            view.Runs.WriteProtect(frame);
+        }
+    }
+
+    // Views go on protecting it until the guest's next write shows that it need not be.
+    private void Unprotect(ulong frame)
+    {
+        if (!_tracked.ContainsKey(frame) && !_code.Contains(frame))
+        {
+            _frames.RemoveAt(FirstFrameFrom(frame));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ translated code
+
+    /// <summary>Told of every write to a page of <see cref="ProtectCode"/>: guest-physical address and length within the page.</summary>
+    public Action<ulong, ulong>? CodeWritten { get; set; }
+
+    /// <summary>No view maps this page writable any more: its code has been translated.</summary>
+    /// <param name="frame">Guest-physical address of the page.</param>
+    public void ProtectCode(ulong frame)
+    {
+        if (_code.Add(frame))
+        {
+            Protect(frame);
+        }
+    }
+
+    /// <summary>Nothing translated is left of this page.</summary>
+    /// <param name="frame">Guest-physical address of the page.</param>
+    public void ReleaseCode(ulong frame)
+    {
+        if (_code.Remove(frame))
+        {
+            Unprotect(frame);
+        }
     }
 
     private int FirstFrameFrom(ulong address)
@@ -487,7 +549,7 @@ internal sealed class CachedShadow : ShadowPageTable
 
         foreach (OpenPage page in _open)
         {
-            if (_tracked.ContainsKey(page.Frame))
+            if (_tracked.ContainsKey(page.Frame) || _code.Contains(page.Frame))
             {
                 foreach (View view in _views)
                 {
@@ -513,9 +575,9 @@ internal sealed class CachedShadow : ShadowPageTable
                 last++;
             }
 
-            if (last > first && _tracked.ContainsKey(page.Frame))
+            if (last > first)
             {
-                EntriesWritten(page.Frame, first, last - 1);
+                MemoryWritten(page.Frame + ((ulong)first * 8), (ulong)(last - first) * 8);
                 first = last;
             }
         }

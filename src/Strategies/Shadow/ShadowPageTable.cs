@@ -3,7 +3,7 @@ using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>
 /// The shadow page tables of direct execution: what carriers have mapped of guest RAM, and where. The carrier has one ring only, so the guest's

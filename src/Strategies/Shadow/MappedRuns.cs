@@ -1,7 +1,7 @@
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>A run of guest pages that is mapped in one piece.</summary>
 /// <param name="Address">Linear address.</param>

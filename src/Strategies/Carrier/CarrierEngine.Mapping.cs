@@ -1,13 +1,13 @@
 using System.ComponentModel;
-using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Native;
+using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Carrier;
 
 // What the core says of the guest's page tables, on its way to the shadow page tables; and what they want of the carriers.
-internal sealed unsafe partial class DirectExecutionEngine
+internal abstract unsafe partial class CarrierEngine
 {
     // Beyond so many it is simpler to say that all of memory was written.
     private const int MaximumForeignWrites = 256;
@@ -18,13 +18,14 @@ internal sealed unsafe partial class DirectExecutionEngine
     private bool _faultWrites;
 
     /// <inheritdoc/>
-    public MapResult Map(in ShadowPage page) => _shadow.Map(page, write: _faultWrites || page.Address != _faultAddress);
+    public virtual MapResult Map(in ShadowPage page) =>
+        Shadow.Map(page, write: _faultWrites || page.Address != _faultAddress);
 
     /// <inheritdoc/>
-    public void SwitchAddressSpace() => _shadow.SwitchAddressSpace();
+    public void SwitchAddressSpace() => Shadow.SwitchAddressSpace();
 
     /// <inheritdoc/>
-    public void InvalidatePage(ulong address) => _shadow.InvalidatePage(address);
+    public void InvalidatePage(ulong address) => Shadow.InvalidatePage(address);
 
     /// <summary>
     /// The VMM has written guest RAM. What another thread than the vCPU's has written, a device's or an image's loader, counts for the shadow page
@@ -34,7 +35,7 @@ internal sealed unsafe partial class DirectExecutionEngine
     {
         if (_vcpuThread == Environment.CurrentManagedThreadId)
         {
-            _shadow.MemoryWritten(address, length);
+            Shadow.MemoryWritten(address, length);
             return;
         }
 
@@ -49,7 +50,7 @@ internal sealed unsafe partial class DirectExecutionEngine
             else if (writes.Count >= MaximumForeignWrites)
             {
                 writes.Clear();
-                (address, length) = (0, _memory.Size);
+                (address, length) = (0, Memory.Size);
             }
 
             writes.Add((address, length));
@@ -63,25 +64,39 @@ internal sealed unsafe partial class DirectExecutionEngine
         {
             foreach ((ulong address, ulong length) in _foreignWrites ?? [])
             {
-                _shadow.MemoryWritten(address, length);
+                Shadow.MemoryWritten(address, length);
             }
 
             _foreignWrites = null;
         }
     }
 
+    /// <summary>For <see cref="MappingChanged"/>: nothing is mapped there any more.</summary>
+    protected const ulong Unmapped = ulong.MaxValue;
+
+    /// <summary>Called in the middle of a change to the shadow page table of a carrier.</summary>
+    /// <param name="slot">The carrier's number.</param>
+    /// <param name="start">First linear address.</param>
+    /// <param name="end">First one behind.</param>
+    /// <param name="physical">What the first address is mapped to from now on, executable; or <see cref="Unmapped"/>.</param>
+    protected virtual void MappingChanged(int slot, ulong start, ulong end, ulong physical) { }
+
+    /// <summary>What the guest executes are its own bytes; false where carriers need not map them executable.</summary>
+    protected virtual bool ExecutesGuestPages => true;
+
     private CarrierSink SinkOf(int slot) => new(this, slot);
 
-    private sealed class CarrierSink(DirectExecutionEngine engine, int slot) : IMappingSink
+    private sealed class CarrierSink(CarrierEngine engine, int slot) : IMappingSink
     {
         public void Map(in MappedRun run, bool populate)
         {
+            Changed(run);
             bool single = run.Length <= GuestMemory.PageSize;
             Queue(
                 Linux.SysMmap,
                 run.Address,
                 run.Length,
-                MappedRuns.Protection(run.Access),
+                Protection(run),
                 (ulong)(Linux.MapShared | Linux.MapFixed | (populate && single ? Linux.MapPopulate : 0)),
                 CarrierLayout.RamFd,
                 run.Physical
@@ -92,15 +107,33 @@ internal sealed unsafe partial class DirectExecutionEngine
             }
         }
 
-        public void Protect(in MappedRun run) =>
-            Queue(Linux.SysMprotect, run.Address, run.Length, MappedRuns.Protection(run.Access));
+        public void Protect(in MappedRun run)
+        {
+            Changed(run);
+            Queue(Linux.SysMprotect, run.Address, run.Length, Protection(run));
+        }
 
-        public void Unmap(ulong start, ulong end) => Queue(Linux.SysMunmap, start, end - start);
+        public void Unmap(ulong start, ulong end)
+        {
+            engine.MappingChanged(slot, start, end, Unmapped);
+            Queue(Linux.SysMunmap, start, end - start);
+        }
+
+        private void Changed(in MappedRun run) =>
+            engine.MappingChanged(
+                slot,
+                run.Address,
+                run.End,
+                (run.Access & PageAccess.Execute) != 0 ? run.Physical : Unmapped
+            );
+
+        private ulong Protection(in MappedRun run) =>
+            MappedRuns.Protection(engine.ExecutesGuestPages ? run.Access : run.Access & ~PageAccess.Execute);
 
         // A carrier makes the calls when it is next told to run. That one which is not started has nothing mapped.
         private void Queue(long number, ulong a0, ulong a1, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)
         {
-            if (engine._failure is not null || engine._pool[slot] is not { } carrier)
+            if (engine.Failure is not null || engine.Pool[slot] is not { } carrier)
             {
                 return;
             }

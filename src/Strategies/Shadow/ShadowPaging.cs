@@ -1,4 +1,4 @@
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>How the shadow page tables of direct execution follow the guest's page tables.</summary>
 public enum ShadowPaging

@@ -1,13 +1,12 @@
 using System.Runtime.CompilerServices;
-using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Execution;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Carrier;
 
 // The vCPU thread, kicks, the deadline and the sleep of a halted CPU. While the guest runs, the vCPU thread has nothing to do but wait, so it
 // watches the clock itself: no other thread, and no timer that would have to be armed at every entry.
-internal sealed unsafe partial class DirectExecutionEngine
+internal abstract unsafe partial class CarrierEngine
 {
     // A deadline that is over at an entry still lets the guest get on: longer than a carrier that is awake takes to be back in the guest; and
     // what it may grow to, on a host that does not let the carrier run sooner.
@@ -72,12 +71,12 @@ internal sealed unsafe partial class DirectExecutionEngine
         }
         else
         {
-            _pool.Kick();
+            Pool.Kick();
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private bool TakeKick()
+    protected bool TakeKick()
     {
         if (Volatile.Read(ref _kicked[0]) == 0)
         {

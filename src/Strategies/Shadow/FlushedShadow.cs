@@ -2,7 +2,7 @@ using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Shadow;
 
 /// <summary>
 /// Policy <see cref="ShadowPaging.Flush"/>: two views, which follow the guest's tables the way a TLB does, on INVLPG and CR3 writes only. On a

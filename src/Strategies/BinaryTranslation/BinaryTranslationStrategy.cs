@@ -1,0 +1,53 @@
+using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Strategies.BinaryTranslation;
+
+/// <summary>Dynamic binary translation of all guest code, x86-64 to x86-64, in a carrier.</summary>
+public sealed class BinaryTranslationStrategy : Strategy
+{
+    /// <inheritdoc/>
+    public override string Id => "binary-translation";
+
+    /// <inheritdoc/>
+    public override string Label => "Binary translation";
+
+    /// <inheritdoc/>
+    public override string Description =>
+        "all guest code is translated on first use and runs in the host's ring 3; sensitive instructions inline or by callout";
+
+    /// <inheritdoc/>
+    public override bool IsSimulated => false;
+
+    /// <inheritdoc/>
+    public override bool RunsPrivilegedGuests => true;
+
+    /// <summary>Bytes of the code cache that each address space and ring of the guest has; 1 to 64 MiB in whole pages.</summary>
+    public int CodeCacheSize { get; init; } = 16 << 20;
+
+    /// <inheritdoc/>
+    public override string? UnavailableReason() => DirectExecutionProbe.UnavailableReason;
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
+    {
+        if (!OperatingSystem.IsLinux() || UnavailableReason() is not null)
+        {
+            throw new PlatformNotSupportedException(UnavailableReason());
+        }
+
+        return new TranslationEngine(
+            cpu,
+            memory,
+            new TranslationOptions
+            {
+                CodeCacheSize = CodeCacheSize,
+                ReturnByIret = DirectExecutionProbe.IretRefusal is null,
+                TimeSource =
+                    "measured on this host; exits are calls out of translated code through shared memory, faults are signals",
+            }
+        );
+    }
+}

@@ -1,0 +1,103 @@
+using VirtBench.Strategies.Carrier;
+
+namespace VirtBench.Strategies.BinaryTranslation;
+
+/// <summary>Why translated code goes to the VMM.</summary>
+internal enum SiteKind : byte
+{
+    /// <summary>A direct branch to a guest address that it is not linked to yet.</summary>
+    Link,
+
+    /// <summary>The instruction at the guest address is the core's to emulate.</summary>
+    Instruction,
+
+    /// <summary>There is no instruction at the guest address that the platform knows.</summary>
+    Undefined,
+
+    /// <summary>The interrupt flag is set and an interrupt waits; the guest goes on at the address.</summary>
+    Window,
+
+    /// <summary>The one instruction of a step is done; the guest goes on at the address.</summary>
+    Stepped,
+
+    /// <summary>The same, at the address in <see cref="ControlPage.LookupTarget"/>.</summary>
+    SteppedIndirectly,
+
+    /// <summary>The guest's code at the address is not what was translated.</summary>
+    CodeChanged,
+
+    /// <summary>
+    /// An indirect branch to the guest address in <see cref="ControlPage.LookupTarget"/>, which its chain does not have; instead of an address, the
+    /// branch's number.
+    /// </summary>
+    Indirect,
+}
+
+/// <summary>One way out of a block.</summary>
+/// <param name="Kind">Why.</param>
+/// <param name="Owner">The block.</param>
+/// <param name="Rip">Guest address that belongs to it.</param>
+/// <param name="Jump">Link: offset of the displacement of the jump that leads here; else 0.</param>
+internal readonly record struct ExitSite(SiteKind Kind, Block Owner, ulong Rip, int Jump);
+
+/// <summary>A translated run of guest instructions: entered at its start, left at its end or by a branch on the way.</summary>
+internal sealed class Block
+{
+    /// <summary>Linear address of the first instruction.</summary>
+    public required ulong Start { get; init; }
+
+    /// <summary>Bytes of guest code.</summary>
+    public int Length { get; set; }
+
+    /// <summary>Instructions.</summary>
+    public int Instructions { get; set; }
+
+    /// <summary>Offset in the cache of the code that is entered by links.</summary>
+    public int Entry { get; set; }
+
+    /// <summary>Offset in the cache of the code that is entered by lookups; −1 while there is none.</summary>
+    public int LookupEntry { get; set; } = -1;
+
+    /// <summary>Offset in the cache behind its code.</summary>
+    public int End { get; set; }
+
+    /// <summary>Compares the guest's code with what was translated whenever it is entered.</summary>
+    public bool ChecksItself { get; init; }
+
+    /// <summary>Sites whose jumps lead here.</summary>
+    public List<int> Incoming { get; } = [];
+
+    /// <summary>False once its code or the mapping of it has changed.</summary>
+    public bool IsValid { get; set; } = true;
+
+    /// <summary>Address in the carrier that links and the VMM enter it by.</summary>
+    public ulong Address => CarrierLayout.CodeCache + (ulong)Entry;
+}
+
+/// <summary>
+/// An indirect branch or return that remembers where it has led: a chain of comparisons, each followed by a direct jump. One that leads to too
+/// many places looks them up.
+/// </summary>
+internal sealed class IndirectBranch
+{
+    /// <summary>The block that it is in.</summary>
+    public required Block Owner { get; init; }
+
+    /// <summary>Linear address of the instruction.</summary>
+    public required ulong Rip { get; init; }
+
+    /// <summary>Return: bytes that it takes off the stack, the address included. 0 for others.</summary>
+    public required int Pops { get; init; }
+
+    /// <summary>Offset of the displacement of the jump to the chain.</summary>
+    public required int Jump { get; init; }
+
+    /// <summary>Where it is looked up, in the carrier.</summary>
+    public required ulong Lookup { get; init; }
+
+    /// <summary>Where the chain goes for want of the target, in the carrier.</summary>
+    public ulong Unknown { get; set; }
+
+    /// <summary>Linear addresses in the chain.</summary>
+    public List<ulong> Targets { get; } = [];
+}

@@ -1,0 +1,435 @@
+using Iced.Intel;
+using VirtBench.Strategies.Carrier;
+using VirtBench.Vmm.Cpu;
+
+namespace VirtBench.Strategies.BinaryTranslation;
+
+// Control flow. Return addresses on the guest's stack are guest addresses; what is not constant is looked up.
+internal sealed unsafe partial class BlockTranslator
+{
+    private void EmitConditionalJump(in Decoded decoded)
+    {
+        int condition = (int)decoded.Instruction.ConditionCode - (int)ConditionCode.o;
+        int jump = _w.JumpIf(Conditions[condition], CarrierLayout.CodeCache);
+        PointToStub(decoded.Instruction.NearBranchTarget, jump);
+    }
+
+    // Iced's order of conditions to the encoding's (Intel SDM vol. 2, appendix B.1.4.7).
+    private static readonly byte[] Conditions =
+    [
+        .. new[]
+        {
+            ConditionCode.o,
+            ConditionCode.no,
+            ConditionCode.b,
+            ConditionCode.ae,
+            ConditionCode.e,
+            ConditionCode.ne,
+            ConditionCode.be,
+            ConditionCode.a,
+            ConditionCode.s,
+            ConditionCode.ns,
+            ConditionCode.p,
+            ConditionCode.np,
+            ConditionCode.l,
+            ConditionCode.ge,
+            ConditionCode.le,
+            ConditionCode.g,
+        }
+            .Select((condition, code) => (condition, code))
+            .OrderBy(pair => pair.condition)
+            .Select(pair => (byte)pair.code),
+    ];
+
+    // LOOPcc and JRCXZ reach 127 bytes only: taken, they jump to a jump.
+    private void EmitCountedJump(in Decoded decoded)
+    {
+        int length = decoded.Instruction.Length;
+        _w.Bytes(decoded.Bytes, length - 1);
+        _w.Byte(2);
+        Mark(decoded.Instruction.NextIP);
+        _w.Bytes(0xEB, 5);
+        Mark(decoded.Instruction.NearBranchTarget);
+        int jump = _w.Jump(CarrierLayout.CodeCache);
+        PointToStub(decoded.Instruction.NearBranchTarget, jump);
+    }
+
+    private void EmitCall(in Decoded decoded)
+    {
+        ulong target = decoded.Instruction.NearBranchTarget;
+        ulong returnAddress = decoded.Instruction.NextIP;
+        if (IsNear(returnAddress))
+        {
+            _w.Byte(0x68); // PUSH imm32, sign-extended
+            _w.Int32((int)returnAddress);
+        }
+        else
+        {
+            _w.Store(SavedR11, R11);
+            Mark(decoded.Instruction.IP, Repairs.R11);
+            _w.MoveImmediate(R11, returnAddress);
+            _w.PushR11();
+            Mark(target, Repairs.R11);
+            _w.Load(R11, SavedR11);
+        }
+
+        Mark(target);
+        EmitLink(target);
+    }
+
+    private void EmitReturn(in Decoded decoded)
+    {
+        ulong rip = decoded.Instruction.IP;
+        _w.Store(SavedRcx, Gpr.Rcx);
+        Mark(rip, Repairs.Rcx);
+        _w.LoadTopOfStackIntoRcx();
+        int pops = sizeof(ulong) + (decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0);
+        EmitChainStart(rip, pops);
+        _w.Lea(Gpr.Rsp, Gpr.Rsp, pops);
+        EmitLookup();
+    }
+
+    private void EmitIndirect(in Decoded decoded, bool call)
+    {
+        ulong rip = decoded.Instruction.IP;
+        _w.Store(SavedRcx, Gpr.Rcx);
+        Mark(rip, Repairs.Rcx);
+        LoadTarget(decoded);
+        Repairs repairs = Repairs.Rcx;
+        if (call)
+        {
+            ulong returnAddress = decoded.Instruction.NextIP;
+            if (IsNear(returnAddress))
+            {
+                _w.Byte(0x68);
+                _w.Int32((int)returnAddress);
+            }
+            else
+            {
+                _w.Store(SavedR11, R11);
+                repairs |= Repairs.R11;
+                Mark(rip, repairs);
+                _w.MoveImmediate(R11, returnAddress);
+                _w.PushR11();
+            }
+        }
+
+        MarkComputed(RipSource.Rcx, repairs);
+        if (repairs == Repairs.Rcx)
+        {
+            EmitChainStart(rip, 0);
+        }
+
+        EmitLookup(repairs);
+    }
+
+    // MOV rcx, operand: the operand of JMP or CALL r/m64 (FF /4, FF /2) becomes that of MOV r64, r/m64 (8B /1).
+    private void LoadTarget(in Decoded decoded)
+    {
+        ref readonly Instruction instruction = ref decoded.Instruction;
+        if (instruction.Op0Kind == OpKind.Register)
+        {
+            int register = instruction.Op0Register.GetNumber();
+            if (register != Gpr.Rcx)
+            {
+                _w.Move(Gpr.Rcx, register);
+            }
+
+            return;
+        }
+
+        byte* bytes = decoded.Bytes;
+        int length = instruction.Length;
+        int at = 0;
+        while (IsLegacyPrefix(bytes[at]))
+        {
+            if (bytes[at] is 0x64 or 0x65 or 0x67)
+            {
+                _w.Byte(bytes[at]); // FS, GS, and the size of addresses
+            }
+
+            at++;
+        }
+
+        byte rex = (byte)((bytes[at] & 0xF0) == 0x40 ? bytes[at++] & 3 : 0);
+        at++; // FF
+        if (!instruction.IsIPRelativeMemoryOperand)
+        {
+            _w.Bytes((byte)(0x48 | rex), 0x8B, (byte)((bytes[at] & 0xC7) | (Gpr.Rcx << 3)));
+            at++;
+            _w.Bytes(bytes + at, length - at);
+            return;
+        }
+
+        // Behind a prefix for the size of addresses this has 32 bits; a segment's prefix has to be that of the access.
+        Register segment = instruction.SegmentPrefix;
+        _w.Offset -= CountPrefixes(bytes);
+        _w.MoveImmediate(Gpr.Rcx, instruction.IPRelativeMemoryAddress);
+        if (segment is Register.FS or Register.GS)
+        {
+            _w.Byte((byte)(segment == Register.FS ? 0x64 : 0x65));
+        }
+
+        _w.Bytes(0x48, 0x8B, 0x09); // MOV rcx, [rcx]
+    }
+
+    private static bool IsLegacyPrefix(byte value) =>
+        value is 0x26 or 0x2E or 0x36 or 0x3E or (>= 0x64 and <= 0x67) or 0xF0 or 0xF2 or 0xF3;
+
+    private static int CountPrefixes(byte* bytes)
+    {
+        int count = 0;
+        for (; IsLegacyPrefix(*bytes); bytes++)
+        {
+            count += *bytes is 0x64 or 0x65 or 0x67 ? 1 : 0;
+        }
+
+        return count;
+    }
+
+    // A jump that leads to the chain, once there is one; behind it follows the lookup.
+    private void EmitChainStart(ulong rip, int pops)
+    {
+        if (_use == BlockUse.Step || ChainLength == 0)
+        {
+            return;
+        }
+
+        int jump = _w.Jump(CarrierLayout.CodeCache);
+        var branch = new IndirectBranch
+        {
+            Owner = _block,
+            Rip = rip,
+            Pops = pops,
+            Jump = jump,
+            Lookup = _w.Address,
+        };
+        _indirect.Add(branch);
+    }
+
+    private void EmitUnknownTarget(IndirectBranch branch)
+    {
+        int number = _cache.IndirectBranches.Count;
+        _cache.IndirectBranches.Add(branch);
+        branch.Unknown = _w.Address;
+        CodeWriter.Patch(_cache.Code, branch.Jump, branch.Unknown);
+        MarkBranch(branch, Repairs.Rcx);
+        _w.Store(LookupTarget, Gpr.Rcx);
+        _w.Load(Gpr.Rcx, SavedRcx);
+        if (branch.Pops > 0)
+        {
+            Mark(branch.Rip);
+        }
+        else
+        {
+            MarkComputed(RipSource.LookupTarget, Repairs.None);
+        }
+
+        EmitExit(SiteKind.Indirect, (ulong)number);
+    }
+
+    // A return has not taken its address off the stack yet; another branch is done, its target being RCX.
+    private void MarkBranch(IndirectBranch branch, Repairs repairs, ulong less = 0)
+    {
+        if (branch.Pops > 0)
+        {
+            Mark(branch.Rip, repairs);
+        }
+        else
+        {
+            MarkComputed(RipSource.RcxAndConstant, repairs, less);
+        }
+    }
+
+    /// <summary>Lets an indirect branch know one more target.</summary>
+    /// <param name="cache">The cache that it is in.</param>
+    /// <param name="branch">The branch.</param>
+    /// <param name="target">The guest address that it has led to.</param>
+    public void ExtendChain(TranslationCache cache, IndirectBranch branch, ulong target)
+    {
+        branch.Targets.Add(target);
+        if (branch.Targets.Count > ChainLength || !branch.Targets.TrueForAll(IsNear))
+        {
+            CodeWriter.Patch(cache.Code, branch.Jump, branch.Lookup);
+            return;
+        }
+
+        _cache = cache;
+        _block = branch.Owner;
+        _use = BlockUse.Linked;
+        _w = new CodeWriter(cache.Code, cache.Next);
+        int firstSite = cache.Sites.Count;
+        CodeWriter.Patch(cache.Code, branch.Jump, _w.Address);
+        Span<int> hits = stackalloc int[ChainLength];
+        ulong less = 0;
+        MarkBranch(branch, Repairs.Rcx);
+        for (int i = 0; i < branch.Targets.Count; i++)
+        {
+            AddToRcx(less - branch.Targets[i]);
+            less = branch.Targets[i];
+            MarkBranch(branch, Repairs.Rcx, less);
+            hits[i] = _w.Offset + 1;
+            _w.JumpIfRcxIsZero(0);
+        }
+
+        AddToRcx(less);
+        MarkBranch(branch, Repairs.Rcx);
+        _ = _w.Jump(branch.Unknown);
+        for (int i = 0; i < branch.Targets.Count; i++)
+        {
+            _w.PatchShortToHere(hits[i]);
+            if (branch.Pops > 0)
+            {
+                Mark(branch.Rip, Repairs.Rcx);
+                _w.Load(Gpr.Rcx, SavedRcx);
+                Mark(branch.Rip);
+                _w.Lea(Gpr.Rsp, Gpr.Rsp, branch.Pops);
+            }
+            else
+            {
+                Mark(branch.Targets[i], Repairs.Rcx);
+                _w.Load(Gpr.Rcx, SavedRcx);
+            }
+
+            Mark(branch.Targets[i]);
+            EmitLink(branch.Targets[i]);
+        }
+
+        HostBytes += _w.Offset - cache.Next;
+        cache.Next = _w.Offset;
+        LinkSites(firstSite);
+    }
+
+    /// <summary>
+    /// Goes on at the guest address in RCX, the guest's own RCX being saved. The low 16 bits choose an entry of the table; the block there finds out
+    /// whether it is the one that is meant, see <see cref="EmitLookupEntry"/>.
+    /// </summary>
+    private void EmitLookup(Repairs repairs = Repairs.Rcx)
+    {
+        MarkComputed(RipSource.Rcx, repairs);
+        if (_use == BlockUse.Step)
+        {
+            _w.Store(LookupTarget, Gpr.Rcx);
+            MarkComputed(RipSource.LookupTarget, repairs);
+            _w.Load(Gpr.Rcx, SavedRcx);
+            if ((repairs & Repairs.R11) != 0)
+            {
+                MarkComputed(RipSource.LookupTarget, Repairs.R11);
+                _w.Load(R11, SavedR11);
+            }
+
+            MarkComputed(RipSource.LookupTarget, Repairs.None);
+            EmitExit(SiteKind.SteppedIndirectly, 0);
+            return;
+        }
+
+        if ((repairs & Repairs.R11) == 0)
+        {
+            _w.Store(SavedR11, R11);
+            MarkComputed(RipSource.Rcx, Repairs.Rcx | Repairs.R11);
+        }
+
+        _w.MoveImmediate(R11, CarrierLayout.LookupTable / sizeof(ulong));
+        _w.MoveCxIntoR11();
+        _w.LoadR11TimesEight();
+        _w.JumpR11();
+    }
+
+    /// <summary>
+    /// Where lookups enter a block: RCX holds the guest address, RCX and R11 of the guest's are saved. Any block whose address has the same low
+    /// 16 bits may be found here.
+    /// </summary>
+    private void EmitLookupEntry(Block block)
+    {
+        const Repairs both = Repairs.Rcx | Repairs.R11;
+        ulong rip = block.Start;
+        ulong negated = (ulong)-(long)rip;
+        block.LookupEntry = _w.Offset;
+        MarkComputed(RipSource.Rcx, both);
+        AddToRcx(negated);
+        MarkComputed(RipSource.RcxAndConstant, both, rip);
+        int match = _w.Offset + 1;
+        _w.JumpIfRcxIsZero(0);
+        AddToRcx(rip);
+        MarkComputed(RipSource.Rcx, both);
+        _ = _w.Jump(CarrierStub.Instance.LookupMissedAddress);
+        _w.PatchShortToHere(match);
+        Mark(rip, both);
+        _w.Load(Gpr.Rcx, SavedRcx);
+        Mark(rip, Repairs.R11);
+        _w.Load(R11, SavedR11);
+        Mark(rip);
+    }
+
+    private void AddToRcx(ulong value)
+    {
+        if (IsNear(value))
+        {
+            _w.Lea(Gpr.Rcx, Gpr.Rcx, (int)value);
+        }
+        else
+        {
+            _w.MoveImmediate(R11, value);
+            _w.AddR11ToRcx();
+        }
+    }
+
+    /// <summary>
+    /// Compares the guest's code with what is translated. For pages that are written again and again: an instruction that may write is the
+    /// last of its block there, so what it changes is found before it is executed.
+    /// </summary>
+    private void EmitSelfCheck(ulong rip, int length)
+    {
+        const Repairs both = Repairs.Rcx | Repairs.R11;
+        Mark(rip);
+        _w.Store(SavedRcx, Gpr.Rcx);
+        Mark(rip, Repairs.Rcx);
+        _w.Store(SavedR11, R11);
+        Mark(rip, both | Repairs.ReadsCode);
+        byte* code = _decoded[0].Bytes;
+        for (int at = 0; at < length; )
+        {
+            int size =
+                length - at >= 8 ? 8
+                : length - at >= 4 ? 4
+                : length - at >= 2 ? 2
+                : 1;
+            ulong expected = size switch
+            {
+                8 => *(ulong*)(code + at),
+                4 => *(uint*)(code + at),
+                2 => *(ushort*)(code + at),
+                _ => code[at],
+            };
+            _w.MoveImmediate(R11, rip + (ulong)at);
+            switch (size)
+            {
+                case 8:
+                    _w.Bytes(0x49, 0x8B, 0x0B); // MOV rcx, [r11]
+                    break;
+                case 4:
+                    _w.Bytes(0x41, 0x8B, 0x0B); // MOV ecx, [r11]
+                    break;
+                case 2:
+                    _w.Bytes(0x41, 0x0F, 0xB7, 0x0B); // MOVZX ecx, word [r11]
+                    break;
+                default:
+                    _w.Bytes(0x41, 0x0F, 0xB6, 0x0B); // MOVZX ecx, byte [r11]
+                    break;
+            }
+
+            _w.MoveImmediate(R11, (ulong)-(long)expected);
+            _w.AddR11ToRcx();
+            const int jumpLength = 5;
+            _w.JumpIfRcxIsZero(jumpLength);
+            Defer(_w.Jump(CarrierLayout.CodeCache), rip, SiteKind.CodeChanged, both);
+            at += size;
+        }
+
+        _w.Load(Gpr.Rcx, SavedRcx);
+        Mark(rip, Repairs.R11);
+        _w.Load(R11, SavedR11);
+    }
+
+    private static bool IsNear(ulong value) => (long)value == (int)value;
+}
