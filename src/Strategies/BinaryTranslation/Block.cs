@@ -95,8 +95,11 @@ internal sealed class IndirectBranch
     /// <summary>Return: bytes that it takes off the stack, the address included. 0 for others.</summary>
     public required int Pops { get; init; }
 
+    /// <summary>Call: bytes that it has put on the stack when it branches. 0 for others.</summary>
+    public required int Pushes { get; init; }
+
     /// <summary>Offset of the comparisons.</summary>
-    public required int Chain { get; init; }
+    public int Chain { get; set; }
 
     /// <summary>Offset of what follows a comparison that holds.</summary>
     public int Hits { get; set; }

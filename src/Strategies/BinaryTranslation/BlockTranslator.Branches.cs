@@ -84,9 +84,10 @@ internal sealed unsafe partial class BlockTranslator
         Mark(rip, Repairs.Rcx);
         _w.LoadTopOfStackIntoRcx();
         int pops = sizeof(ulong) + (decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0);
-        EmitChain(rip, pops);
+        IndirectBranch branch = AddBranch(rip, pops, 0);
+        EmitChain(branch);
         _w.LeaStack(pops);
-        EmitLookup();
+        EmitLookup(branch);
     }
 
     private void EmitIndirect(in Decoded decoded, bool call)
@@ -115,12 +116,13 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         MarkComputed(RipSource.Rcx, repairs);
+        IndirectBranch branch = AddBranch(rip, 0, call ? sizeof(ulong) : 0);
         if (repairs == Repairs.Rcx)
         {
-            EmitChain(rip, 0);
+            EmitChain(branch);
         }
 
-        EmitLookup(repairs);
+        EmitLookup(branch, repairs);
     }
 
     // MOV rcx, operand: the operand of JMP or CALL r/m64 (FF /4, FF /2) becomes that of MOV r64, r/m64 (8B /1).
@@ -187,24 +189,30 @@ internal sealed unsafe partial class BlockTranslator
         return count;
     }
 
-    // Room for comparisons, each with a jump of its own, which ExtendChain fills in as the targets become known; behind it follows the lookup. An
-    // empty place is a jump to the chain's end.
-    private void EmitChain(ulong rip, int pops)
+    private IndirectBranch AddBranch(ulong rip, int pops, int pushes)
     {
-        if (_use == BlockUse.Step || ChainLength == 0)
-        {
-            return;
-        }
-
         var branch = new IndirectBranch
         {
             Owner = _block,
             Number = _cache.IndirectBranches.Count,
             Rip = rip,
             Pops = pops,
-            Chain = _w.Offset,
+            Pushes = pushes,
         };
         _cache.IndirectBranches.Add(branch);
+        return branch;
+    }
+
+    // Room for comparisons, each with a jump of its own, which ExtendChain fills in as the targets become known; behind it follows the lookup. An
+    // empty place is a jump to the chain's end.
+    private void EmitChain(IndirectBranch branch)
+    {
+        if (_use == BlockUse.Step || ChainLength == 0)
+        {
+            return;
+        }
+
+        branch.Chain = _w.Offset;
         int end = _w.Offset + (ChainLength * ComparisonSize);
         for (int i = 0; i < ChainLength; i++)
         {
@@ -227,9 +235,9 @@ internal sealed unsafe partial class BlockTranslator
             MarkChain(branch, RipSource.Chain, Repairs.Rcx, i);
             _w.Load(Gpr.Rcx, SavedRcx);
             MarkChain(branch, RipSource.Chain, Repairs.None, i);
-            if (pops > 0)
+            if (branch.Pops > 0)
             {
-                _w.LeaStack(pops);
+                _w.LeaStack(branch.Pops);
                 _cache.Recovery.Add(ChainPoint(branch, RipSource.Chain, Repairs.None, i)); // now it is done
             }
 
@@ -326,7 +334,7 @@ internal sealed unsafe partial class BlockTranslator
     /// Goes on at the guest address in RCX, the guest's own RCX being saved. The low 16 bits choose an entry of the table; the block there finds out
     /// whether it is the one that is meant, see <see cref="EmitLookupEntry"/>.
     /// </summary>
-    private void EmitLookup(Repairs repairs = Repairs.Rcx)
+    private void EmitLookup(IndirectBranch branch, Repairs repairs = Repairs.Rcx)
     {
         MarkComputed(RipSource.Rcx, repairs);
         if (_use == BlockUse.Step)
@@ -345,6 +353,7 @@ internal sealed unsafe partial class BlockTranslator
             return;
         }
 
+        _w.StoreInt32(BranchNumber, branch.Number);
         if ((repairs & Repairs.R11) == 0)
         {
             _w.Store(SavedR11, R11);
