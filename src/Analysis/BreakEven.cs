@@ -39,8 +39,11 @@ public sealed record BreakEven(
     /// <summary>s, with its interval; null where t0 cannot be told from 0.</summary>
     public Estimate? Slowdown => TranslatedUnitNanoseconds.Over(TrappedUnitNanoseconds);
 
-    /// <summary>Δt/c: how much dearer the instruction is trapped; null where c cannot be told from 0.</summary>
-    public Estimate? CostRatio => TrapNanoseconds.Over(TranslatedInstructionNanoseconds);
+    /// <summary>Δt/c: how much dearer the instruction is trapped; null where c is not above 0 for sure.</summary>
+    public Estimate? CostRatio =>
+        TranslatedInstructionNanoseconds is { Value: > 0, Low: not <= 0 }
+            ? TrapNanoseconds.Over(TranslatedInstructionNanoseconds)
+            : null;
 
     /// <summary>
     /// k* = (s−1)·t0/(Δt−c): sensitive instructions per unit from which on translated code is the faster once it has been

@@ -67,6 +67,7 @@ public sealed class BreakEvenFacts
         Assert.Null(even.InstructionsPerUnit); // 75 and 75 together are 106, more than the 100 between them
         Assert.NotNull((even with { TrapNanoseconds = Sure(500, 50) }).InstructionsPerUnit);
         Assert.Null((Example with { TranslatedInstructionNanoseconds = Sure(1, 2) }).CostRatio);
+        Assert.Null((Example with { TranslatedInstructionNanoseconds = Sure(-300, 50) }).CostRatio); // a disturbed run
         Assert.Null((Example with { TrappedUnitNanoseconds = Sure(1000, 200) }).UnitsToRepay(0.2));
     }
 

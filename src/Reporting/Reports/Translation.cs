@@ -237,7 +237,7 @@ internal static class Translation
                             pair.BreakEven.TrapsPerSecond switch
                             {
                                 null => "",
-                                0 => "any",
+                                0 => pair.BreakEven.InstructionsPerUnit?.High is > 0 ? "" : "any",
                                 { } rate => Quantity.PerSecond(rate),
                             },
                             Quantity.Time(pair.BreakEven.TranslationNanoseconds),
