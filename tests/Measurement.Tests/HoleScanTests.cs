@@ -163,6 +163,8 @@ public sealed class HoleScanTests
             a.pop(fs);
             a.pop(gs);
             a.cpuid();
+            a.fnstenv(__[rdi]);
+            a.fnsave(__[rdi]);
             a.lar(eax, ecx);
             a.lsl(eax, ecx);
             a.verr(ax);

@@ -86,7 +86,7 @@ internal sealed unsafe partial class BlockTranslator
             case InstructionClass.Pushf:
                 EmitPushf(decoded);
                 return true;
-            case InstructionClass.Popf when _mode.OtherFlags == 0:
+            case InstructionClass.Popf when _mode.OtherFlags == 0 && _use != BlockUse.Step: // which may be one of the guest's own
                 EmitPopf(decoded);
                 return true;
             case InstructionClass.Rdtsc when !(_mode.User && _mode.TscDisabled):

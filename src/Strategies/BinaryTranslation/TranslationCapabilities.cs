@@ -29,8 +29,8 @@ internal static class TranslationCapabilities
     public static IReadOnlyList<VirtualizationHole> Holes { get; } =
     [
         new(
-            "fnstenv",
-            "stores the address of translated code as that of the last x87 instruction; FNSAVE and FXSAVE too"
+            "fnstenv / fnsave",
+            "stores the address of translated code as that of the last x87 instruction; so does FXSAVE, on CPUs that do not leave it out"
         ),
     ];
 }

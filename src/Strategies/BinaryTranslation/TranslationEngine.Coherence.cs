@@ -78,9 +78,8 @@ internal sealed unsafe partial class TranslationEngine : ICodeSource
         ulong physical = (page.PhysicalStart + (page.Address - page.PageStart)) & ~(GuestMemory.PageSize - 1);
         if (!_codeFrames.TryGetValue(physical, out CodeFrame? frame) || frame.Pages.Count == 0)
         {
-            _shadow.ReleaseCode(physical); // what was translated of it is gone
-            _ = _codeFrames.Remove(physical);
-            return base.Map(page);
+            _ = _codeFrames.Remove(physical); // what was translated of it is gone
+            return MapReleased(page, physical);
         }
 
         if (++frame.Writes <= MaximumEmulatedWrites)
@@ -94,8 +93,14 @@ internal sealed unsafe partial class TranslationEngine : ICodeSource
             GiveUp(code);
         }
 
-        _shadow.ReleaseCode(physical);
-        return base.Map(page);
+        return MapReleased(page, physical);
+    }
+
+    private MapResult MapReleased(in ShadowPage page, ulong frame)
+    {
+        _shadow.ReleaseCode(frame);
+        MapResult result = base.Map(page);
+        return result.Outcome == MapOutcome.Mapped ? MapResult.MappedAfterCodeWrite : result;
     }
 
     /// <summary>Before an entry or a translation: the cache is in step with mappings and mode, and has room.</summary>

@@ -16,7 +16,7 @@ internal readonly record struct TranslationMode(bool User, ulong OtherFlags, boo
     public const ulong HostFlags = Rflags.Arithmetic | Rflags.Df | Rflags.Id;
 
     /// <summary>The flags that <see cref="Carrier.ControlPage.VirtualFlags"/> holds.</summary>
-    public const ulong VirtualFlags = Rflags.If | RareFlags;
+    public const ulong VirtualFlags = Rflags.If | Rflags.Tf | RareFlags;
 
     private const ulong RareFlags = Rflags.Iopl | Rflags.Nt | Rflags.Ac | Rflags.Vif | Rflags.Vip;
 

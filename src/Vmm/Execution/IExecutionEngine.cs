@@ -172,6 +172,9 @@ public enum MapOutcome : byte
     /// <summary>The same for a page that holds code which the engine has translated: a write makes the translation untrue.</summary>
     EmulateCodeWrite,
 
+    /// <summary>It is there; until now the page was protected because of code translated from it, which has been given up.</summary>
+    MappedAfterCodeWrite,
+
     /// <summary>The engine cannot map this address; <see cref="MapResult.Message"/> says why.</summary>
     Refused,
 }
@@ -189,6 +192,9 @@ public readonly record struct MapResult(MapOutcome Outcome, string? Message = nu
 
     /// <summary>Writes have to be emulated, since the page's code is translated.</summary>
     public static MapResult EmulateCodeWrite => new(MapOutcome.EmulateCodeWrite);
+
+    /// <summary>The mapping is there, and what was translated of the page is not any more.</summary>
+    public static MapResult MappedAfterCodeWrite => new(MapOutcome.MappedAfterCodeWrite);
 
     /// <summary>A guest cannot have this mapping under this engine.</summary>
     public static MapResult Refused(string message) => new(MapOutcome.Refused, message);

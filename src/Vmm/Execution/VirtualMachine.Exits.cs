@@ -146,6 +146,7 @@ public sealed partial class VirtualMachine
         return result.Outcome switch
         {
             MapOutcome.Mapped => TrapReason.HiddenPageFault,
+            MapOutcome.MappedAfterCodeWrite => TrapReason.CodeWrite,
             MapOutcome.Emulate => WriteProtectedPage(page, TrapReason.PageTableWrite),
             MapOutcome.EmulateCodeWrite => WriteProtectedPage(page, TrapReason.CodeWrite),
             _ => throw new GuestFailureException(result.Message!),
