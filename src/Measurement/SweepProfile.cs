@@ -8,7 +8,7 @@ namespace VirtBench.Measurement;
 public sealed record SweepProfile(string Name, TimeSpan SampleTime, int Rounds, IReadOnlyList<int> Densities)
 {
     /// <summary>
-    /// About a minute for all workloads under every strategy that a host can have. Short samples leave room for rounds, which
+    /// A minute or two for all workloads under every strategy that a host can have. Short samples leave room for rounds, which
     /// intervals live on.
     /// </summary>
     public static SweepProfile Quick { get; } = new("quick", TimeSpan.FromMilliseconds(20), 10, [0, 1, 2, 4, 8, 16]);
