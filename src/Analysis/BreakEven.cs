@@ -29,9 +29,9 @@ public sealed record BreakEven(
     public static BreakEven? Of(OverheadFit translated, OverheadFit trapped, double translationNanoseconds) =>
         translated.Holes.Count == 0
         && trapped.Holes.Count == 0
-        && translated.UntrappedUnitNanoseconds is { } translatedUnit
+        && Unit(translated) is { } translatedUnit
         && Slope(translated) is { } inlined
-        && trapped.UntrappedUnitNanoseconds is { } unit
+        && Unit(trapped) is { } unit
         && Slope(trapped) is { } trap
             ? new BreakEven(translatedUnit, inlined, unit, trap, translationNanoseconds)
             : null;
@@ -39,8 +39,11 @@ public sealed record BreakEven(
     /// <summary>s, with its interval; null where t0 cannot be told from 0.</summary>
     public Estimate? Slowdown => TranslatedUnitNanoseconds.Over(TrappedUnitNanoseconds);
 
-    /// <summary>Δt/c: how much dearer the instruction is trapped; null where c cannot be told from 0.</summary>
-    public Estimate? CostRatio => TrapNanoseconds.Over(TranslatedInstructionNanoseconds);
+    /// <summary>Δt/c: how much dearer the instruction is trapped; null where c is not above 0 for sure.</summary>
+    public Estimate? CostRatio =>
+        TranslatedInstructionNanoseconds is { Value: > 0, Low: not <= 0 }
+            ? TrapNanoseconds.Over(TranslatedInstructionNanoseconds)
+            : null;
 
     /// <summary>
     /// k* = (s−1)·t0/(Δt−c): sensitive instructions per unit from which on translated code is the faster once it has been
@@ -89,6 +92,12 @@ public sealed record BreakEven(
             : saved.Value > 0 ? TranslationNanoseconds / saved.Value
             : double.PositiveInfinity;
     }
+
+    // As measured where k = 0 was: where a line does not hold, its intercept is no unit of work.
+    private static Estimate? Unit(OverheadFit fit) =>
+        fit.Densities is [{ TrapsPerUnit: 0, UnitNanoseconds: var measured }, ..]
+            ? measured
+            : fit.UntrappedUnitNanoseconds;
 
     private static Estimate? Slope(OverheadFit fit) => fit.TrapNanoseconds ?? fit.UntrappedInstructionNanoseconds;
 

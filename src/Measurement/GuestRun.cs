@@ -24,6 +24,9 @@ public sealed record GuestRunOptions
     /// <summary>End a guest that touches a port or an address that nothing answers.</summary>
     public bool Strict { get; init; }
 
+    /// <summary>Is shown every block that the engine translates, on the vCPU thread; null for nobody.</summary>
+    public ITranslationObserver? TranslationObserver { get; init; }
+
     /// <summary>Most bytes of the console that the result keeps; the rest is still passed on to the sink.</summary>
     public int ConsoleLimit { get; init; } = 1 << 20;
 }
@@ -64,6 +67,12 @@ public sealed record GuestRunResult(
     /// </summary>
     public InterruptStatistics? Interrupts { get; init; }
 
+    /// <summary>What the engine translated in all; null for one that does not translate, or when the run was abandoned.</summary>
+    public TranslationStatistics? Translation { get; init; }
+
+    /// <summary>Ticks per second of the engine's clock, which <see cref="TranslationStatistics.Ticks"/> counts.</summary>
+    public double TicksPerSecond { get; init; }
+
     /// <summary>Exits in a region, the markers' own left out.</summary>
     public static long TrapsIn(MeasuredRegion region) =>
         region.Exits.Counts.Sum() - region.Exits[TrapReason.RegionMarker];
@@ -79,6 +88,7 @@ public static class GuestRun
     /// <param name="console">Receives each console byte as the guest sends it, on the vCPU thread; may be null.</param>
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
+    /// <exception cref="ArgumentException">Translation is to be observed, and the strategy makes no code of guest code.</exception>
     public static GuestRunResult Execute(
         Strategy strategy,
         GuestImage image,
@@ -100,6 +110,14 @@ public static class GuestRun
 
             console?.Invoke(value);
         };
+        if (options.TranslationObserver is { } observer && !machine.ObserveTranslation(observer))
+        {
+            throw new ArgumentException(
+                $"{strategy.Id} makes no code of guest code that could be shown",
+                nameof(options)
+            );
+        }
+
         machine.Load(image, new BootOptions { Parameters = options.Parameters });
         IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);
 
@@ -163,6 +181,8 @@ public static class GuestRun
         )
         {
             Interrupts = run.Outcome.End == RunEnd.Abandoned ? null : machine.InterruptStatistics(),
+            Translation = run.Outcome.End == RunEnd.Abandoned ? null : machine.TranslationStatistics(),
+            TicksPerSecond = machine.Clock.TicksPerSecond,
         };
     }
 }

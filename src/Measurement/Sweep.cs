@@ -345,9 +345,14 @@ public sealed class Sweep
         : cell.Workload.ExitsPerOperation is > 1 and var each ? $"{each} × {cell.Cell.TrapsPerUnit} × {cell.Units}"
         : $"{cell.Cell.TrapsPerUnit} × {cell.Units}";
 
-    /// <summary>Exits of the workload's kind; all but the markers' own where it has none.</summary>
+    /// <summary>
+    /// Exits of the workload's kind. Where it has none, all but the markers' own and those by which a translator finds out which pages of code
+    /// are written, some for each page and then no more.
+    /// </summary>
     private static long ObservedExits(Workload workload, LedgerSnapshot exits) =>
-        workload.ExpectedTrap is { } kind ? exits[kind] : exits.Counts.Sum() - exits[TrapReason.RegionMarker];
+        workload.ExpectedTrap is { } kind
+            ? exits[kind]
+            : exits.Counts.Sum() - exits[TrapReason.RegionMarker] - exits[TrapReason.CodeWrite];
 
     private static Sample Failed(int round, CellState cell, long units, HostDisturbance disturbance, string note) =>
         new(

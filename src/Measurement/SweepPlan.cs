@@ -47,7 +47,7 @@ public sealed class SweepPlan
     /// <param name="workloads">Workloads.</param>
     /// <param name="densities">
     /// Traps per unit; duplicates count once. A workload in which nothing depends on them (<see cref="Workload.DependsOnDensity"/>)
-    /// is measured at the least and the greatest: enough for its time with an interval.
+    /// is measured at the least only: t0 is all that there is to know of it.
     /// </param>
     /// <param name="rounds">Rounds, at least 1.</param>
     /// <param name="seed">Seed of the order.</param>
@@ -125,13 +125,8 @@ public sealed class SweepPlan
             );
         }
 
-        int[] measured = [.. wanted.Except(tooMany)];
-        if (!workload.DependsOnDensity && measured.Length > 2)
-        {
-            measured = [measured[0], measured[^1]];
-        }
-
-        cells.AddRange(measured.Select(k => new Cell(strategy.Id, workload.Id, k)));
+        int measured = workload.DependsOnDensity ? wanted.Length : 1;
+        cells.AddRange(wanted.Except(tooMany).Take(measured).Select(k => new Cell(strategy.Id, workload.Id, k)));
     }
 
     private static List<PlannedSample> Interleave(

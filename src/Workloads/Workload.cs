@@ -54,8 +54,8 @@ public abstract class Workload
     public virtual bool NeedsVectorUnit => false;
 
     /// <summary>
-    /// False when the program is the same for every k, and that is no matter of interest: a sweep then measures the least and the
-    /// greatest k only.
+    /// False when the program is the same for every k, and that is no matter of interest: a sweep then measures the least k
+    /// only.
     /// </summary>
     public virtual bool DependsOnDensity => true;
 

@@ -5,6 +5,7 @@ using VirtBench.Cli.Commands;
 using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Tests;
+using VirtBench.Vmm.Execution;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Cli.Tests;
@@ -90,6 +91,7 @@ public sealed class ExecFacts
                 "regions",
                 "exits",
                 "kernel_statistics",
+                "translation",
                 "interrupts",
                 "faithful",
                 "notes",
@@ -105,7 +107,7 @@ public sealed class ExecFacts
         Assert.Empty(root.GetProperty("notes").EnumerateArray());
         JsonElement region = Assert.Single(root.GetProperty("regions").EnumerateArray());
         Assert.Equal(
-            ["id", "units", "elapsed_ns", "traps", "kernel_statistics"],
+            ["id", "units", "elapsed_ns", "traps", "kernel_statistics", "translation"],
             region.EnumerateObject().Select(field => field.Name)
         );
         Assert.Equal(7, region.GetProperty("id").GetInt32());
@@ -188,6 +190,129 @@ public sealed class ExecFacts
     {
         using var json = JsonDocument.Parse(Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--json").Output);
         Assert.Equal(JsonValueKind.Null, json.RootElement.GetProperty("kernel_statistics").ValueKind);
+    }
+
+    [Fact]
+    public void What_was_translated_is_told_in_all_and_by_region()
+    {
+        byte[] guest = GuestFile.Of(a =>
+        {
+            a.@out(0xB0, eax);
+            a.nop();
+            a.@out(0xB4, eax);
+            Exit(a, 0);
+        });
+        using var json = JsonDocument.Parse(Exec(guest, "simulated-binary-translation", "--json").Output);
+        JsonElement all = json.RootElement.GetProperty("translation");
+        Assert.Equal(
+            [
+                "blocks",
+                "guest_instructions",
+                "guest_bytes",
+                "host_bytes",
+                "translate_ns",
+                "links",
+                "lookup_misses",
+                "lookup_hits",
+                "invalidations",
+                "flushes",
+            ],
+            all.EnumerateObject().Select(field => field.Name)
+        );
+        Assert.Equal(3, all.GetProperty("blocks").GetInt64());
+        Assert.Equal(5, all.GetProperty("guest_instructions").GetInt64());
+        Assert.Equal(JsonValueKind.Null, all.GetProperty("lookup_hits").ValueKind);
+        JsonElement region = json.RootElement.GetProperty("regions")[0].GetProperty("translation");
+        Assert.Equal(2, region.GetProperty("guest_instructions").GetInt64()); // nop and the OUT that ends the block
+        Assert.Equal(588.2, region.GetProperty("translate_ns").GetDouble()); // 2000 cycles at 3.4 GHz
+
+        string text = Exec(guest, "simulated-binary-translation").Output;
+        Assert.Contains("   translated: 3 blocks, 5 instructions in 1.471 µs (294.1 ns each), ", text);
+        Assert.Contains("      translated: 1 blocks, 2 instructions in ", text);
+        using var none = JsonDocument.Parse(Exec(guest, Simulated, "--json").Output);
+        Assert.Equal(JsonValueKind.Null, none.RootElement.GetProperty("translation").ValueKind);
+        Assert.DoesNotContain("translated", Exec(guest, Simulated).Output);
+    }
+
+    [Theory]
+    [InlineData("simulated-trap-and-emulate")]
+    [InlineData("simulated-binary-translation")]
+    [InlineData("native")]
+    public void Translation_can_be_shown_only_where_code_is_made(string strategy)
+    {
+        SkipUnavailable(strategy);
+        using var folder = new TemporaryFolder();
+        string file = folder.Write("kept.txt", "kept"u8.ToArray());
+        Call call = Exec(GuestFile.Of(a => Exit(a, 0)), strategy, "--dump-translation", file);
+        call.AssertFails(ExitCode.Usage, $"--dump-translation: {strategy} makes no code of guest code");
+        Assert.Equal("kept", File.ReadAllText(file));
+    }
+
+    [Fact]
+    public void Shown_translation_and_json_do_not_share_standard_output() =>
+        Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--dump-translation", "-", "--json")
+            .AssertFails(ExitCode.Usage, "both write to standard output");
+
+    /// <summary>An engine that shows a block at its first entry and exits.</summary>
+    private static StuckStrategy Shows(Action<ITranslationObserver>? show = null)
+    {
+        StuckStrategy strategy = null!;
+        strategy = new StuckStrategy
+        {
+            ShowsTranslation = true,
+            After = () =>
+            {
+                show?.Invoke(strategy.Observer!);
+                return strategy.Out(0xF4, 0, size: 1);
+            },
+        };
+        strategy.LetGo.Set();
+        return strategy;
+    }
+
+    private static void ShowNop(ITranslationObserver observer) =>
+        observer.Translated(
+            new TranslatedBlock(
+                0x10_0000,
+                default,
+                [new TranslatedInstruction(0x10_0000, new byte[] { 0x90 }, new HostCode(0x7000, new byte[] { 0x90 }))],
+                default
+            )
+        );
+
+    [Fact]
+    public void Blocks_are_shown_as_they_are_translated()
+    {
+        using var folder = new TemporaryFolder();
+        string guest = folder.Write("guest.elf", GuestFile.Of(a => Exit(a, 0)));
+        string file = folder.At("dump.txt");
+        Call to(string dump) =>
+            Call.Of(terminal =>
+                ExecCommand.Execute(terminal, guest, Shows(ShowNop), new GuestRunOptions(), json: false, dump)
+            );
+        Assert.StartsWith("block 1: guest 0x100000 to 0x100001, 1 instruction, 1 bytes; ", to("-").Succeeded().Output);
+        Assert.DoesNotContain("block 1", to(file).Succeeded().Output);
+        Assert.StartsWith("block 1: ", File.ReadAllText(file));
+    }
+
+    [Fact]
+    public void A_file_that_cannot_be_written_is_an_error()
+    {
+        using var folder = new TemporaryFolder();
+        string guest = folder.Write("guest.elf", GuestFile.Of(a => Exit(a, 0)));
+        // The command line makes one line of it, as of every error of input or output.
+        Assert.ThrowsAny<IOException>(() =>
+            Call.Of(terminal =>
+                ExecCommand.Execute(
+                    terminal,
+                    guest,
+                    Shows(),
+                    new GuestRunOptions(),
+                    json: false,
+                    folder.At("nowhere/dump.txt")
+                )
+            )
+        );
     }
 
     // One tick of the timer in mode 0, for which the guest halts.

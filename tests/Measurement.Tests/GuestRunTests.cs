@@ -173,6 +173,29 @@ public sealed class GuestRunTests
         Assert.StartsWith($"cpuid at 0x100005 is not trapped under {id}: ", result.Notes[1], StringComparison.Ordinal);
     }
 
+    /// <summary>The host's descriptor table holds other selectors, so a deprivileged guest would see 0.</summary>
+    [Fact]
+    public void A_modelled_translator_asks_the_guests_descriptor_table()
+    {
+        GuestRunResult result = GuestRun.Execute(
+            StrategiesUnderTest.Get("simulated-binary-translation"),
+            Image(a =>
+            {
+                a.mov(eax, 0x10);
+                a.verr(ax);
+                a.setz(al);
+                a.@out(0xF4, al);
+            }),
+            new GuestRunOptions(),
+            null,
+            TestContext.Current.CancellationToken
+        );
+        Assert.Equal((RunEnd.Exited, 1), (result.Outcome.End, result.Outcome.Status));
+        Assert.True(result.Faithful);
+        Assert.Equal(1, result.Exits["descriptor-table"]);
+        Assert.Equal((2, 4), (result.Translation!.Blocks, result.Translation.GuestInstructions)); // a callout ends a block
+    }
+
     [Fact]
     public void What_the_kernel_counted_is_told_in_all_and_by_region()
     {

@@ -134,19 +134,15 @@ public sealed class SweepPlanTests
     }
 
     [Theory]
-    [InlineData("0 1 2 4", "0 4")]
-    [InlineData("0 8", "0 8")]
+    [InlineData("0 1 2 4", "0")]
     [InlineData("0", "0")]
-    [InlineData("0 16 128", "0 16")]
-    public void A_workload_in_which_nothing_depends_on_k_is_measured_at_the_least_and_the_greatest(
-        string asked,
-        string measured
-    )
+    [InlineData("16 128 8", "8")]
+    public void A_workload_in_which_nothing_depends_on_k_is_measured_at_the_least_only(string asked, string measured)
     {
         int[] densities = [.. asked.Split(' ').Select(int.Parse)];
         SweepPlan plan = SweepPlan.Create([Strategies[0]], [new CallReturn(), new Compute()], densities, 2, 1);
         Assert.Equal(measured, Measured("call-return"));
-        Assert.Equal(string.Join(' ', densities.Where(k => k <= 64)), Measured("compute"));
+        Assert.Equal(string.Join(' ', densities.Where(k => k <= 64).Order()), Measured("compute"));
 
         string Measured(string id) =>
             string.Join(' ', plan.Cells.Where(cell => cell.Workload == id).Select(cell => cell.TrapsPerUnit));

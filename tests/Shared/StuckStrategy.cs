@@ -89,6 +89,18 @@ internal sealed class StuckStrategy : Strategy, IExecutionEngine, IEngineClock
 
     public void ReadKernelStatistics(Span<ulong> values) => Counters.CopyTo(values);
 
+    /// <summary>Whether the engine takes an observer of translated blocks.</summary>
+    public bool ShowsTranslation { get; init; }
+
+    /// <summary>The one it was given last.</summary>
+    public ITranslationObserver? Observer { get; private set; }
+
+    public bool ObserveTranslation(ITranslationObserver? observer)
+    {
+        Observer = observer;
+        return ShowsTranslation;
+    }
+
     public void Kick() => _kicked.Set();
 
     public void ChargeEmulation(TrapReason reason) { }

@@ -41,6 +41,12 @@ internal static class ExecCommand
         "seconds, more than 0 and at most 86400"
     );
 
+    private static readonly Option<string> DumpTranslation = CommonOptions.Path(
+        "--dump-translation",
+        "Print every block that is translated, guest and host code side by side, into this file; - for standard output",
+        "FILE|-"
+    );
+
     private static readonly Dictionary<string, ulong> NoStatistics = [];
 
     static ExecCommand()
@@ -69,6 +75,7 @@ internal static class ExecCommand
             costs,
             shadow,
             strict,
+            DumpTranslation,
             json,
         };
         command.SetAction(parsed =>
@@ -101,15 +108,37 @@ internal static class ExecCommand
                     parsed.GetValue(shadow)
                 ),
                 options,
-                parsed.GetValue(json)
+                parsed.GetValue(json),
+                parsed.GetValue(DumpTranslation)
             );
         });
         return command;
     }
 
     /// <summary>Runs the guest in this file, prints what it came to, and returns the exit code.</summary>
-    internal static int Execute(Terminal terminal, string file, Strategy strategy, GuestRunOptions options, bool json)
+    /// <param name="terminal">Where to.</param>
+    /// <param name="file">The guest.</param>
+    /// <param name="strategy">One that is available.</param>
+    /// <param name="options">RAM, parameters, limits.</param>
+    /// <param name="json">One object instead of text.</param>
+    /// <param name="dump">File to print translated blocks into, - for standard output; null for none.</param>
+    internal static int Execute(
+        Terminal terminal,
+        string file,
+        Strategy strategy,
+        GuestRunOptions options,
+        bool json,
+        string? dump = null
+    )
     {
+        const string standardOutput = "-";
+        if (dump == standardOutput && json)
+        {
+            throw new UsageException(
+                "--dump-translation - and --json both write to standard output: name a file for one of them"
+            );
+        }
+
         if (options.Parameters.Count > BootOptions.MaximumParameters)
         {
             throw new UsageException(
@@ -123,6 +152,17 @@ internal static class ExecCommand
         try
         {
             GuestImage image = ElfImage.Load(file);
+            if (dump is not null)
+            {
+                RefuseWithoutTranslation(strategy);
+            }
+
+            using StreamWriter? dumpFile = dump is null or standardOutput ? null : new StreamWriter(dump);
+            if (dump is not null)
+            {
+                options = options with { TranslationObserver = new TranslationListing(dumpFile ?? terminal.Output) };
+            }
+
             using var console = new GuestConsole(terminal.RawOutput);
             result = GuestRun.Execute(strategy, image, options, json ? null : console.Write, cancellation.Token);
         }
@@ -158,6 +198,18 @@ internal static class ExecCommand
         };
     }
 
+    // Before the file is created, so that a mistake overwrites nothing.
+    private static void RefuseWithoutTranslation(Strategy strategy)
+    {
+        using var machine = new VirtualMachine(1 << 20, strategy.CreateEngine);
+        if (!machine.ObserveTranslation(null))
+        {
+            throw new UsageException(
+                $"--dump-translation: {strategy.Id} makes no code of guest code that could be shown; use --strategy binary-translation"
+            );
+        }
+    }
+
     private static void Print(TextWriter output, GuestRunResult result)
     {
         if (result.Console.Length > 0 && result.Console.Span[^1] != (byte)'\n')
@@ -176,6 +228,11 @@ internal static class ExecCommand
         foreach ((string statistic, ulong count) in result.KernelStatistics ?? NoStatistics)
         {
             output.WriteLine($"   {count, 12} counted by the kernel  {statistic}");
+        }
+
+        if (result.Translation is { } translation)
+        {
+            output.WriteLine($"   {Describe(translation, result.TicksPerSecond)}");
         }
 
         if (result.Interrupts is { } interrupts)
@@ -203,6 +260,11 @@ internal static class ExecCommand
                     $"      counted by the kernel: {string.Join(", ", counted.Select(counter => $"{counter.Key} {counter.Value}"))}"
                 );
             }
+
+            if (region.Translation is { } made)
+            {
+                output.WriteLine($"      {Describe(made, result.TicksPerSecond)}");
+            }
         }
 
         foreach (string note in result.Notes)
@@ -227,14 +289,47 @@ internal static class ExecCommand
                 ElapsedNs = Math.Round(region.ElapsedNanoseconds, 1),
                 Traps = GuestRunResult.TrapsIn(region),
                 KernelStatistics = region.KernelStatistics?.Telling(),
+                Translation = AsJson(region.Translation, result.TicksPerSecond),
             }),
             result.Exits,
             result.KernelStatistics,
+            Translation = AsJson(result.Translation, result.TicksPerSecond),
             result.Interrupts,
             result.Faithful,
             result.Notes,
             result.TimeSource,
         };
+
+    private static object? AsJson(TranslationStatistics? translation, double ticksPerSecond) =>
+        translation is null
+            ? null
+            : new
+            {
+                translation.Blocks,
+                translation.GuestInstructions,
+                translation.GuestBytes,
+                translation.HostBytes,
+                TranslateNs = Math.Round(translation.Ticks * 1e9 / ticksPerSecond, 1),
+                translation.Links,
+                translation.LookupMisses,
+                translation.LookupHits,
+                translation.Invalidations,
+                translation.Flushes,
+            };
+
+    private static string Describe(TranslationStatistics translation, double ticksPerSecond)
+    {
+        double nanoseconds = translation.Ticks * 1e9 / ticksPerSecond;
+        return $"translated: {translation.Blocks} blocks, {translation.GuestInstructions} instructions in {Nanoseconds(nanoseconds)}"
+            + (
+                translation.GuestInstructions > 0
+                    ? $" ({Nanoseconds(nanoseconds / translation.GuestInstructions)} each)"
+                    : ""
+            )
+            + $", {translation.GuestBytes} bytes into {translation.HostBytes}; links {translation.Links}, look-ups that missed "
+            + $"{translation.LookupMisses}{(translation.LookupHits is { } hits ? $" and hit {hits}" : "")}, invalidations "
+            + $"{translation.Invalidations}, flushes {translation.Flushes}";
+    }
 
     private static string Describe(RunOutcome outcome) =>
         outcome.End switch

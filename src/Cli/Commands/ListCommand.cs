@@ -82,10 +82,10 @@ internal static class ListCommand
             terminal.Output.WriteLine("Strategies");
             foreach (Strategy strategy in StrategyCatalog.All)
             {
-                terminal.Output.WriteLine($"  {strategy.Id, -28}{strategy.Description}");
+                terminal.Output.WriteLine($"  {strategy.Id, -30}{strategy.Description}");
                 if (strategy.UnavailableReason() is { } reason)
                 {
-                    terminal.Output.WriteLine($"  {"", -28}not available here: {reason}");
+                    terminal.Output.WriteLine($"  {"", -30}not available here: {reason}");
                 }
             }
         }
@@ -95,7 +95,7 @@ internal static class ListCommand
             terminal.Output.WriteLine(strategies ? "\nWorkloads" : "Workloads");
             foreach (Workload workload in WorkloadCatalog.All)
             {
-                terminal.Output.WriteLine($"  {workload.Id, -28}{workload.Description}");
+                terminal.Output.WriteLine($"  {workload.Id, -30}{workload.Description}");
             }
         }
     }

@@ -7,16 +7,21 @@ using static Iced.Intel.AssemblerRegisters;
 namespace VirtBench.Measurement.Benchmarks;
 
 /// <summary>
-/// A guest with a large body of code that it executes once, in a region of one unit: what translating costs shows here and nowhere else. Straight
+/// A guest with a large body of code that it executes once or a few times, in a region: what translating costs shows here and nowhere else. Straight
 /// lines of five or so instructions between branches, forward ones, calls of small functions; the mix is roughly that of compiled integer
 /// code: moves and loads most, then arithmetic, compares with branches, few calls. The same seed gives the same program.
 /// </summary>
-internal static class ColdCode
+/// <param name="Image">The guest.</param>
+/// <param name="Instructions">Instructions of the body and its functions; those that branches skip, a quarter or so, count.</param>
+internal sealed record ColdCode(GuestImage Image, int Instructions)
 {
     private const ulong Code = SlottedWorkload.ImageBase;
     private const ulong Data = 0x40_0000;
     private const int DataBytes = 0x4000;
     private const int InstructionsPerFunction = 400;
+
+    /// <summary>They take some 4.5 bytes each, and there are 3 MiB before the data.</summary>
+    private const int MostInstructions = 500_000;
 
     private static readonly AssemblerRegister64[] Registers =
     [
@@ -37,11 +42,16 @@ internal static class ColdCode
     /// <summary>Assembles the guest.</summary>
     /// <param name="instructions">Instructions of the body, about; those that branches skip count.</param>
     /// <param name="seed">Seed of the program.</param>
-    public static GuestImage Build(int instructions, ulong seed)
+    /// <param name="turns">How often the body is executed: the region's units.</param>
+    /// <exception cref="ArgumentOutOfRangeException">There is no room for so many instructions.</exception>
+    public static ColdCode Build(int instructions, ulong seed, int turns = 1)
     {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(instructions, MostInstructions);
+        ArgumentOutOfRangeException.ThrowIfLessThan(turns, 1);
         var random = new SplitMix64(seed);
         var a = new Assembler(64);
         Label entry = a.CreateLabel("entry");
+        Label body = a.CreateLabel("body");
         Label constant = a.CreateLabel("constant");
         Label[] functions =
         [
@@ -54,6 +64,7 @@ internal static class ColdCode
             a.ret();
         }
 
+        int counted = a.Instructions.Count;
         a.Label(ref constant);
         a.dq(0x0123_4567_89AB_CDEF);
         a.Label(ref entry);
@@ -68,6 +79,9 @@ internal static class ColdCode
         a.mov(eax, Workload.MeasuredRegionId);
         a.@out((byte)MeasurementPorts.Begin, eax);
         a.mov(rax, r13);
+        a.mov(r15d, turns);
+        counted -= a.Instructions.Count;
+        a.Label(ref body);
         int emitted = functions.Length * 6;
         int called = 0;
         while (emitted < instructions)
@@ -77,8 +91,11 @@ internal static class ColdCode
             emitted += line + EmitBranch(a, ref random, constant, functions, ref called);
         }
 
+        counted += a.Instructions.Count;
+        a.dec(r15d);
+        a.jnz(body);
         a.mov(r13, rax);
-        a.mov(eax, 1);
+        a.mov(eax, turns);
         a.@out((byte)MeasurementPorts.End, eax);
         a.mov(rax, r13);
         foreach (AssemblerRegister64 register in Registers)
@@ -100,14 +117,15 @@ internal static class ColdCode
             BlockEncoderOptions.ReturnNewInstructionOffsets
         );
         byte[] content = code.ToArray();
-        return new GuestImage(
-            $"cold code, {instructions} instructions",
+        var image = new GuestImage(
+            $"cold code, {counted} instructions",
             assembled.GetLabelRIP(entry),
             [
                 new ImageSegment(Code, content, (ulong)content.Length, Executable: true),
                 new ImageSegment(Data, Array.Empty<byte>(), DataBytes, Executable: false),
             ]
         );
+        return new ColdCode(image, counted);
     }
 
     private static void TouchData(Assembler a)

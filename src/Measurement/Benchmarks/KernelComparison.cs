@@ -47,9 +47,9 @@ internal sealed record KernelTimes(
     string? Failure
 )
 {
-    /// <summary>The median slow-down against the goals, in one word.</summary>
+    /// <summary>The median slow-down against the goals, in one word, to the two decimals that these have.</summary>
     public string Verdict =>
-        Quantiles.At(SlowDown, 0.5) is var median && median <= Kernel.Stretch ? "stretch"
+        Math.Round(Quantiles.At(SlowDown, 0.5), 2) is var median && median <= Kernel.Stretch ? "stretch"
         : median <= Kernel.Goal ? "goal"
         : "above";
 }

@@ -1,6 +1,7 @@
 using System.Runtime.Versioning;
 using BenchmarkDotNet.Attributes;
 using VirtBench.Strategies;
+using VirtBench.Strategies.BinaryTranslation;
 using VirtBench.Strategies.TrapAndEmulate;
 
 namespace VirtBench.Measurement.Benchmarks;
@@ -102,33 +103,9 @@ internal static class TranslationComparison
 
         KernelComparison.Print(output, direct, compared);
         SensitiveInstructionComparison.Print(output, direct, translating);
-        PrintSmallCodeCache(output, direct, translating);
-    }
-
-    /// <summary>The kernels again with a code cache that holds a fraction of the code.</summary>
-    private static void PrintSmallCodeCache(TextWriter output, Strategy direct, Strategy? translating)
-    {
-        const long bytes = 4096;
-        if (translating is null)
+        if (translating is BinaryTranslationStrategy)
         {
-            return;
+            CodeCacheComparison.Print(output, direct);
         }
-
-        if (WithCodeCache(translating, bytes) is not { } small)
-        {
-            output.WriteLine($"Code cache of {bytes} bytes: skipped, {translating.Id} has no option for its size");
-            return;
-        }
-
-        output.WriteLine($"Code cache of {bytes} bytes, emptied again and again:");
-        KernelComparison.Print(output, direct, small);
     }
-
-    /// <summary>The strategy with a code cache of so many bytes; null where it cannot be chosen.</summary>
-    private static Strategy? WithCodeCache(Strategy strategy, long bytes) =>
-        (strategy, bytes) switch
-        {
-            // The engine's option goes here: BinaryTranslationStrategy => new BinaryTranslationStrategy { CodeCacheBytes = bytes }
-            _ => null,
-        };
 }

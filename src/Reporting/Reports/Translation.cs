@@ -56,7 +56,7 @@ internal static class Translation
         [
             .. run
                 .Fits.SelectMany(fit =>
-                    fit.Densities.Select(at => new Cell(fit.Strategy, fit.Workload, at.TrapsPerUnit))
+                    Ends(fit.Densities).Select(at => new Cell(fit.Strategy, fit.Workload, at.TrapsPerUnit))
                 )
                 .Where(records.Contains)
                 .Select(cell => new CellCounts(
@@ -71,6 +71,10 @@ internal static class Translation
                 )),
         ];
     }
+
+    // What is between the least k and the greatest is between their numbers: translation-statistics.csv has every cell.
+    private static IEnumerable<DensityPoint> Ends(IReadOnlyList<DensityPoint> densities) =>
+        densities.Count > 2 ? [densities[0], densities[^1]] : densities;
 
     private static Table Made(RunAnalysis run, List<CellCounts> cells) =>
         new(
@@ -221,14 +225,19 @@ internal static class Translation
                             run.Strategy(pair.Translated.Strategy).Label,
                             run.Strategy(pair.Trapped.Strategy).Label,
                             pair.BreakEven.Slowdown is { } slowdown ? Quantity.Times(slowdown) : "not certain",
-                            Quantity.Time(pair.BreakEven.TranslatedInstructionNanoseconds),
-                            Quantity.Time(pair.BreakEven.TrapNanoseconds),
-                            pair.BreakEven.CostRatio is { } ratio ? Quantity.Times(ratio) : "c may be 0",
-                            FromWhere(pair.BreakEven),
+                            .. run.Workload(pair.Translated.Workload).SensitiveInstruction is null
+                                ? (string[])["", "", "", ""]
+                                :
+                                [
+                                    Quantity.Time(pair.BreakEven.TranslatedInstructionNanoseconds),
+                                    Quantity.Time(pair.BreakEven.TrapNanoseconds),
+                                    pair.BreakEven.CostRatio is { } ratio ? Quantity.Times(ratio) : "c may be 0",
+                                    FromWhere(pair.BreakEven),
+                                ],
                             pair.BreakEven.TrapsPerSecond switch
                             {
                                 null => "",
-                                0 => "any",
+                                0 => pair.BreakEven.InstructionsPerUnit?.High is > 0 ? "" : "any",
                                 { } rate => Quantity.PerSecond(rate),
                             },
                             Quantity.Time(pair.BreakEven.TranslationNanoseconds),
@@ -247,7 +256,8 @@ internal static class Translation
     private static string FromWhere(BreakEven breakEven) =>
         breakEven.InstructionsPerUnit switch
         {
-            { Value: <= 0 } => "the first",
+            { High: <= 0 } or { Value: <= 0, Interval: null } => "the first",
+            { Value: <= 0 } k => $"at most {Quantity.Number(k.High!.Value)}",
             { } k => Quantity.Number(k.Value)
                 + (
                     k.Interval is { } interval

@@ -80,8 +80,14 @@ internal sealed class Block
 /// </summary>
 internal sealed class IndirectBranch
 {
+    /// <summary>In the place of a target's index: the last target, or 0 while there is none.</summary>
+    public const int Last = byte.MaxValue;
+
     /// <summary>The block that it is in.</summary>
     public required Block Owner { get; init; }
+
+    /// <summary>Its number in the cache.</summary>
+    public required int Number { get; init; }
 
     /// <summary>Linear address of the instruction.</summary>
     public required ulong Rip { get; init; }
@@ -89,15 +95,27 @@ internal sealed class IndirectBranch
     /// <summary>Return: bytes that it takes off the stack, the address included. 0 for others.</summary>
     public required int Pops { get; init; }
 
-    /// <summary>Offset of the displacement of the jump to the chain.</summary>
-    public required int Jump { get; init; }
+    /// <summary>Call: bytes that it has put on the stack when it branches. 0 for others.</summary>
+    public required int Pushes { get; init; }
+
+    /// <summary>Offset of the comparisons.</summary>
+    public int Chain { get; set; }
+
+    /// <summary>Offset of what follows a comparison that holds.</summary>
+    public int Hits { get; set; }
 
     /// <summary>Where it is looked up, in the carrier.</summary>
-    public required ulong Lookup { get; init; }
+    public ulong Lookup { get; set; }
 
-    /// <summary>Where the chain goes for want of the target, in the carrier.</summary>
-    public ulong Unknown { get; set; }
+    /// <summary>Offset of the displacement of the jump that is taken when no comparison holds.</summary>
+    public int Unknown { get; set; }
 
     /// <summary>Linear addresses in the chain.</summary>
     public List<ulong> Targets { get; } = [];
+
+    /// <summary>One of them.</summary>
+    public ulong Target(int index) =>
+        index < Targets.Count ? Targets[index]
+        : Targets.Count > 0 ? Targets[^1]
+        : 0;
 }

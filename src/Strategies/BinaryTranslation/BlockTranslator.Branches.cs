@@ -84,9 +84,10 @@ internal sealed unsafe partial class BlockTranslator
         Mark(rip, Repairs.Rcx);
         _w.LoadTopOfStackIntoRcx();
         int pops = sizeof(ulong) + (decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0);
-        EmitChainStart(rip, pops);
-        _w.Lea(Gpr.Rsp, Gpr.Rsp, pops);
-        EmitLookup();
+        IndirectBranch branch = AddBranch(rip, pops, 0);
+        EmitChain(branch);
+        _w.LeaStack(pops);
+        EmitLookup(branch);
     }
 
     private void EmitIndirect(in Decoded decoded, bool call)
@@ -115,12 +116,13 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         MarkComputed(RipSource.Rcx, repairs);
+        IndirectBranch branch = AddBranch(rip, 0, call ? sizeof(ulong) : 0);
         if (repairs == Repairs.Rcx)
         {
-            EmitChainStart(rip, 0);
+            EmitChain(branch);
         }
 
-        EmitLookup(repairs);
+        EmitLookup(branch, repairs);
     }
 
     // MOV rcx, operand: the operand of JMP or CALL r/m64 (FF /4, FF /2) becomes that of MOV r64, r/m64 (8B /1).
@@ -187,33 +189,94 @@ internal sealed unsafe partial class BlockTranslator
         return count;
     }
 
-    // A jump that leads to the chain, once there is one; behind it follows the lookup.
-    private void EmitChainStart(ulong rip, int pops)
+    private IndirectBranch AddBranch(ulong rip, int pops, int pushes)
+    {
+        var branch = new IndirectBranch
+        {
+            Owner = _block,
+            Number = _cache.IndirectBranches.Count,
+            Rip = rip,
+            Pops = pops,
+            Pushes = pushes,
+        };
+        _cache.IndirectBranches.Add(branch);
+        return branch;
+    }
+
+    // Room for comparisons, each with a jump of its own, which ExtendChain fills in as the targets become known; behind it follows the lookup. An
+    // empty place is a jump to the chain's end.
+    private void EmitChain(IndirectBranch branch)
     {
         if (_use == BlockUse.Step || ChainLength == 0)
         {
             return;
         }
 
-        int jump = _w.Jump(CarrierLayout.CodeCache);
-        var branch = new IndirectBranch
+        branch.Chain = _w.Offset;
+        int end = _w.Offset + (ChainLength * ComparisonSize);
+        for (int i = 0; i < ChainLength; i++)
         {
-            Owner = _block,
-            Rip = rip,
-            Pops = pops,
-            Jump = jump,
-            Lookup = _w.Address,
-        };
+            MarkChain(branch, RipSource.RcxAndChain, Repairs.Rcx, i - 1);
+            int next = _w.Offset + ComparisonSize;
+            _ = _w.Jump(CarrierLayout.CodeCache + (ulong)end);
+            _w.Offset = next - JumpIfRcxSize;
+            MarkChain(branch, RipSource.RcxAndChain, Repairs.Rcx, i);
+            _w.Offset = next;
+        }
+
+        MarkChain(branch, RipSource.RcxAndChain, Repairs.Rcx, IndirectBranch.Last);
+        _w.Lea(Gpr.Rcx, Gpr.Rcx, 0);
+        MarkChain(branch, RipSource.Rcx, Repairs.Rcx, 0);
+        branch.Unknown = _w.Jump(CarrierLayout.CodeCache);
+        branch.Hits = _w.Offset;
+        for (int i = 0; i < ChainLength; i++)
+        {
+            int next = _w.Offset + HitSize;
+            MarkChain(branch, RipSource.Chain, Repairs.Rcx, i);
+            _w.Load(Gpr.Rcx, SavedRcx);
+            MarkChain(branch, RipSource.Chain, Repairs.None, i);
+            if (branch.Pops > 0)
+            {
+                _w.LeaStack(branch.Pops);
+                _cache.Recovery.Add(ChainPoint(branch, RipSource.Chain, Repairs.None, i)); // now it is done
+            }
+
+            _w.Offset = next;
+        }
+
+        branch.Lookup = _w.Address;
+        MarkChain(branch, RipSource.Rcx, Repairs.Rcx, 0);
         _indirect.Add(branch);
     }
 
+    // A return is given up as long as its address is on the stack.
+    private void MarkChain(IndirectBranch branch, RipSource source, Repairs repairs, int target)
+    {
+        if (branch.Pops > 0)
+        {
+            Mark(branch.Rip, repairs);
+        }
+        else
+        {
+            _cache.Recovery.Add(ChainPoint(branch, target < 0 ? RipSource.Rcx : source, repairs, target));
+        }
+    }
+
+    private RecoveryPoint ChainPoint(IndirectBranch branch, RipSource source, Repairs repairs, int target) =>
+        new(_w.Offset, source, repairs, (byte)target, (ulong)branch.Number);
+
+    private const int JumpIfRcxSize = 2;
+
+    // LEA rcx, [rcx − …] and JRCXZ.
+    private const int ComparisonSize = 9;
+
+    // MOV rcx, [saved]; LEA rsp, [rsp + …]; JMP.
+    private const int HitSize = 20;
+
     private void EmitUnknownTarget(IndirectBranch branch)
     {
-        int number = _cache.IndirectBranches.Count;
-        _cache.IndirectBranches.Add(branch);
-        branch.Unknown = _w.Address;
-        CodeWriter.Patch(_cache.Code, branch.Jump, branch.Unknown);
-        MarkBranch(branch, Repairs.Rcx);
+        CodeWriter.Patch(_cache.Code, branch.Unknown, _w.Address);
+        MarkChain(branch, RipSource.Rcx, Repairs.Rcx, 0);
         _w.Store(LookupTarget, Gpr.Rcx);
         _w.Load(Gpr.Rcx, SavedRcx);
         if (branch.Pops > 0)
@@ -225,20 +288,7 @@ internal sealed unsafe partial class BlockTranslator
             MarkComputed(RipSource.LookupTarget, Repairs.None);
         }
 
-        EmitExit(SiteKind.Indirect, (ulong)number);
-    }
-
-    // A return has not taken its address off the stack yet; another branch is done, its target being RCX.
-    private void MarkBranch(IndirectBranch branch, Repairs repairs, ulong less = 0)
-    {
-        if (branch.Pops > 0)
-        {
-            Mark(branch.Rip, repairs);
-        }
-        else
-        {
-            MarkComputed(RipSource.RcxAndConstant, repairs, less);
-        }
+        EmitExit(SiteKind.Indirect, (ulong)branch.Number);
     }
 
     /// <summary>Lets an indirect branch know one more target.</summary>
@@ -247,56 +297,36 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="target">The guest address that it has led to.</param>
     public void ExtendChain(TranslationCache cache, IndirectBranch branch, ulong target)
     {
-        branch.Targets.Add(target);
-        if (branch.Targets.Count > ChainLength || !branch.Targets.TrueForAll(IsNear))
+        int count = branch.Targets.Count;
+        var w = new CodeWriter(cache.Code, branch.Chain);
+        if (count == ChainLength || !IsNear(target))
         {
-            CodeWriter.Patch(cache.Code, branch.Jump, branch.Lookup);
+            _ = w.Jump(branch.Lookup); // too many: the chain is given up
             return;
+        }
+
+        ulong less = count == 0 ? 0 : branch.Targets[^1];
+        branch.Targets.Add(target);
+        w.Offset = branch.Chain + (count * ComparisonSize);
+        w.Lea(Gpr.Rcx, Gpr.Rcx, (int)(less - target));
+        int hit = branch.Hits + (count * HitSize);
+        w.JumpIfRcxIsZero(hit - (w.Offset + 2));
+        w.Offset = branch.Chain + (ChainLength * ComparisonSize);
+        w.Lea(Gpr.Rcx, Gpr.Rcx, (int)target);
+
+        w.Offset = hit;
+        w.Load(Gpr.Rcx, SavedRcx);
+        if (branch.Pops > 0)
+        {
+            w.LeaStack(branch.Pops);
         }
 
         _cache = cache;
         _block = branch.Owner;
         _use = BlockUse.Linked;
-        _w = new CodeWriter(cache.Code, cache.Next);
+        _w = w;
         int firstSite = cache.Sites.Count;
-        CodeWriter.Patch(cache.Code, branch.Jump, _w.Address);
-        Span<int> hits = stackalloc int[ChainLength];
-        ulong less = 0;
-        MarkBranch(branch, Repairs.Rcx);
-        for (int i = 0; i < branch.Targets.Count; i++)
-        {
-            AddToRcx(less - branch.Targets[i]);
-            less = branch.Targets[i];
-            MarkBranch(branch, Repairs.Rcx, less);
-            hits[i] = _w.Offset + 1;
-            _w.JumpIfRcxIsZero(0);
-        }
-
-        AddToRcx(less);
-        MarkBranch(branch, Repairs.Rcx);
-        _ = _w.Jump(branch.Unknown);
-        for (int i = 0; i < branch.Targets.Count; i++)
-        {
-            _w.PatchShortToHere(hits[i]);
-            if (branch.Pops > 0)
-            {
-                Mark(branch.Rip, Repairs.Rcx);
-                _w.Load(Gpr.Rcx, SavedRcx);
-                Mark(branch.Rip);
-                _w.Lea(Gpr.Rsp, Gpr.Rsp, branch.Pops);
-            }
-            else
-            {
-                Mark(branch.Targets[i], Repairs.Rcx);
-                _w.Load(Gpr.Rcx, SavedRcx);
-            }
-
-            Mark(branch.Targets[i]);
-            EmitLink(branch.Targets[i]);
-        }
-
-        HostBytes += _w.Offset - cache.Next;
-        cache.Next = _w.Offset;
+        EmitLink(target);
         LinkSites(firstSite);
     }
 
@@ -304,7 +334,7 @@ internal sealed unsafe partial class BlockTranslator
     /// Goes on at the guest address in RCX, the guest's own RCX being saved. The low 16 bits choose an entry of the table; the block there finds out
     /// whether it is the one that is meant, see <see cref="EmitLookupEntry"/>.
     /// </summary>
-    private void EmitLookup(Repairs repairs = Repairs.Rcx)
+    private void EmitLookup(IndirectBranch branch, Repairs repairs = Repairs.Rcx)
     {
         MarkComputed(RipSource.Rcx, repairs);
         if (_use == BlockUse.Step)
@@ -323,6 +353,7 @@ internal sealed unsafe partial class BlockTranslator
             return;
         }
 
+        _w.StoreInt32(BranchNumber, branch.Number);
         if ((repairs & Repairs.R11) == 0)
         {
             _w.Store(SavedR11, R11);

@@ -16,6 +16,10 @@ internal sealed unsafe partial class BlockTranslator
         bool shadowEnds = _inShadow;
         switch (decoded.Class)
         {
+            case InstructionClass.Copy
+                when _use == BlockUse.Step && (instruction.HasRepPrefix || instruction.HasRepnePrefix):
+                EmitRepetition(decoded);
+                break;
             case InstructionClass.Copy or InstructionClass.Fault:
                 if (instruction.IsIPRelativeMemoryOperand)
                 {
@@ -109,6 +113,86 @@ internal sealed unsafe partial class BlockTranslator
     private static int State(string field) =>
         CodeWriter.Field(nameof(ControlPage.Virtual))
         + (int)System.Runtime.InteropServices.Marshal.OffsetOf<VirtualState>(field);
+
+    /// <summary>
+    /// One repetition of a string instruction, which is what a single step executes of it (Intel SDM vol. 3B, section 17.3.1.4): the bytes
+    /// without the prefix, and the count.
+    /// </summary>
+    private void EmitRepetition(in Decoded decoded)
+    {
+        ref readonly Instruction instruction = ref decoded.Instruction;
+        if (!instruction.IsStringInstruction)
+        {
+            _w.Bytes(decoded.Bytes, instruction.Length); // a prefix that means something else or nothing
+            return;
+        }
+
+        bool shortCount = false;
+        int prefixes = 0;
+        for (; IsLegacyPrefix(decoded.Bytes[prefixes]); prefixes++)
+        {
+            shortCount |= decoded.Bytes[prefixes] == 0x67;
+        }
+
+        int none = EmitCountIsZero(shortCount);
+        for (int i = 0; i < instruction.Length; i++)
+        {
+            if (i >= prefixes || decoded.Bytes[i] is not (0xF2 or 0xF3))
+            {
+                _w.Byte(decoded.Bytes[i]);
+            }
+        }
+
+        // From here on the repetition is done but for its count.
+        if (shortCount)
+        {
+            _w.Bytes(0x67, 0x8D, 0x49, 0xFF); // LEA ecx, [ecx − 1]
+        }
+        else
+        {
+            _w.Lea(Gpr.Rcx, Gpr.Rcx, -1);
+        }
+
+        Mark(instruction.IP);
+        int last = EmitCountIsZero(shortCount);
+        int different = 0;
+        if (
+            instruction.Mnemonic
+            is Mnemonic.Cmpsb
+                or Mnemonic.Cmpsw
+                or Mnemonic.Cmpsd
+                or Mnemonic.Cmpsq
+                or Mnemonic.Scasb
+                or Mnemonic.Scasw
+                or Mnemonic.Scasd
+                or Mnemonic.Scasq
+        )
+        {
+            _w.Bytes((byte)(instruction.HasRepnePrefix ? 0x74 : 0x75), 0); // JZ, JNZ: the comparison ends it
+            different = _w.Offset - 1;
+        }
+
+        EmitExit(SiteKind.Stepped, instruction.IP);
+        _w.PatchShortToHere(none);
+        _w.PatchShortToHere(last);
+        if (different != 0)
+        {
+            _w.PatchShortToHere(different);
+        }
+
+        Mark(instruction.NextIP);
+    }
+
+    private int EmitCountIsZero(bool shortCount)
+    {
+        if (shortCount)
+        {
+            _w.Byte(0x67);
+        }
+
+        _w.JumpIfRcxIsZero(0);
+        return _w.Offset - 1;
+    }
 
     // ------------------------------------------------------------------------------------------------ operands
 

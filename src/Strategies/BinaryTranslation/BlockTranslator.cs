@@ -437,6 +437,7 @@ internal sealed unsafe partial class BlockTranslator
         SavedRax = CodeWriter.Field(nameof(ControlPage.SavedRax)),
         SavedR11 = CodeWriter.Field(nameof(ControlPage.SavedR11)),
         SavedOther = CodeWriter.Field(nameof(ControlPage.SavedOther)),
+        BranchNumber = CodeWriter.Field(nameof(ControlPage.Branch)),
         LookupTarget = CodeWriter.Field(nameof(ControlPage.LookupTarget)),
         WindowWanted = CodeWriter.Field(nameof(ControlPage.WindowWanted)),
         VirtualFlags = CodeWriter.Field(nameof(ControlPage.VirtualFlags)),

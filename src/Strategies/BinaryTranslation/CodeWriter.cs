@@ -192,6 +192,19 @@ internal unsafe struct CodeWriter(byte* cache, int offset)
         Int32(displacement);
     }
 
+    /// <summary>LEA rsp, [rsp + displacement]: the shortest form.</summary>
+    public void LeaStack(int displacement)
+    {
+        if (displacement == (sbyte)displacement)
+        {
+            Bytes(0x48, 0x8D, 0x64, 0x24, (byte)displacement);
+        }
+        else
+        {
+            Lea(4, 4, displacement);
+        }
+    }
+
     /// <summary>LEA rcx, [rcx + r11].</summary>
     public void AddR11ToRcx() => Bytes(0x4A, 0x8D, 0x0C, 0x19);
 

@@ -17,6 +17,12 @@ internal enum RipSource : byte
 
     /// <summary>In <see cref="ControlPage.LookupTarget"/>.</summary>
     LookupTarget,
+
+    /// <summary>The target of the indirect branch with this number; which one, stands in the place of the other register.</summary>
+    Chain,
+
+    /// <summary>The sum of RCX and that target.</summary>
+    RcxAndChain,
 }
 
 /// <summary>What else has to be put right before the guest's state is its own.</summary>

@@ -209,7 +209,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
     }
 
-    private (int Next, int Sites, int Points) _beforeStep;
+    private (int Next, int Sites, int Points) _beforeStep; // a step has no chains
 
     private void DiscardStep(TranslationCache cache)
     {
@@ -247,7 +247,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             block = _translator.Translate(
                 cache,
                 rip,
-                _arrival.LookedUp ? BlockUse.LookedUp : BlockUse.Linked,
+                _arrival is { LookedUp: false, Branch: null or { Pops: > 0 } } ? BlockUse.Linked : BlockUse.LookedUp,
                 out fault
             );
         }
@@ -408,8 +408,14 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         uint number = control->Site;
         if (number == CarrierStub.LookupSite)
         {
+            uint lookedUp = control->Branch;
+            if (lookedUp >= (uint)cache.IndirectBranches.Count)
+            {
+                return Corrupted();
+            }
+
             _arrival = new Arrival(0, LookedUp: true, null);
-            return BranchTo(control->LookupTarget);
+            return BranchTo(control->LookupTarget, cache.IndirectBranches[(int)lookedUp]);
         }
 
         if (number >= (uint)cache.Sites.Count)
@@ -429,7 +435,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 IndirectBranch branch = cache.IndirectBranches[(int)site.Rip];
                 Cpu.Rsp += (ulong)branch.Pops;
                 _arrival = new Arrival(0, false, branch);
-                return BranchTo(control->LookupTarget);
+                return BranchTo(control->LookupTarget, branch);
             case SiteKind.CodeChanged:
                 GiveUp(cache, site.Owner);
                 return null;
@@ -449,11 +455,20 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
     }
 
-    private VmExit? BranchTo(ulong target)
+    private VmExit? BranchTo(ulong target, IndirectBranch branch)
     {
-        Cpu.Rip = target;
         _lookupMisses++;
-        return PageWalker.IsCanonical(target) ? null : new VmExit(VmExitReason.Exception, Vector.GeneralProtection);
+        if (PageWalker.IsCanonical(target))
+        {
+            Cpu.Rip = target;
+            return null;
+        }
+
+        // The instruction's own fault, with the stack as it was (Intel SDM vol. 2, CALL, JMP and RET).
+        _arrival = default;
+        Cpu.Rip = branch.Rip;
+        Cpu.Rsp += (ulong)(branch.Pushes - branch.Pops);
+        return new VmExit(VmExitReason.Exception, Vector.GeneralProtection);
     }
 
     // Of what the guest could have written into the control page only its own interrupt flag is believed.
@@ -504,6 +519,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             RipSource.Constant => point.Rip,
             RipSource.Rcx => rcx,
             RipSource.RcxAndConstant => rcx + point.Rip,
+            RipSource.Chain => cache.IndirectBranches[(int)point.Rip].Target(point.Other),
+            RipSource.RcxAndChain => rcx + cache.IndirectBranches[(int)point.Rip].Target(point.Other),
             _ => control->LookupTarget,
         };
         Repairs repairs = point.Repairs;

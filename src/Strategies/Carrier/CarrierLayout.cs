@@ -269,6 +269,10 @@ internal unsafe struct ControlPage
     [FieldOffset(0x198)]
     public uint Site;
 
+    /// <summary>Number of the indirect branch that is being looked up.</summary>
+    [FieldOffset(0x19C)]
+    public uint Branch;
+
     /// <summary>The guest's RCX while translated code uses the register for something else.</summary>
     [FieldOffset(0x1C0)]
     public ulong SavedRcx;
