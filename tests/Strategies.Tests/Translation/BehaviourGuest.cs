@@ -41,6 +41,12 @@ internal sealed class BehaviourGuest : IDisposable
     /// <summary>Quadword: timer interrupts so far.</summary>
     public const ulong Ticks = Resume + 8;
 
+    /// <summary>Quadword: where the next exception will be noted.</summary>
+    public const ulong NextException = Resume + 16;
+
+    /// <summary>Where the first one is: vector, error code, RIP, RFLAGS, RSP and CR2, 8 bytes each.</summary>
+    public const ulong FirstException = 0x7_0000;
+
     /// <summary>Frames that nothing else uses.</summary>
     public const ulong Spare = 0x80_0000;
 
@@ -54,8 +60,6 @@ internal sealed class BehaviourGuest : IDisposable
     private const ulong Gdt = 0x6_0000;
     private const ulong Idt = 0x6_1000;
     private const ulong Tss = 0x6_2000;
-    private const ulong LogNext = Resume + 16;
-    private const ulong Log = 0x7_0000;
     private const ulong LogEnd = 0x7_F000;
     private const int RecordSize = 64;
     private const ulong Handlers = 0x8_0000;
@@ -144,7 +148,7 @@ internal sealed class BehaviourGuest : IDisposable
         get
         {
             var all = new List<GuestException>();
-            for (ulong at = Log; at < Memory.Read<ulong>(LogNext); at += RecordSize)
+            for (ulong at = FirstException; at < Memory.Read<ulong>(NextException); at += RecordSize)
             {
                 ulong Field(ulong n) => Memory.Read<ulong>(at + (8 * n));
                 all.Add(new GuestException(Field(0), Field(1), Field(2), Field(3) & ~Rflags.Rf, Field(4), Field(5)));
@@ -295,7 +299,7 @@ internal sealed class BehaviourGuest : IDisposable
 
         Memory.Write(Tss + 4, HandlerStack); // RSP0
         Memory.Write(Tss + 0x24, HandlerStack); // IST1
-        Memory.Write(LogNext, Log);
+        Memory.Write(NextException, FirstException);
         var entries = new Label[256];
         var a = new Assembler(64);
         Label common = a.CreateLabel();
@@ -396,7 +400,7 @@ internal sealed class BehaviourGuest : IDisposable
         a.Label(ref common);
         a.push(rax);
         a.push(rbx);
-        a.mov(rbx, __qword_ptr[LogNext]);
+        a.mov(rbx, __qword_ptr[NextException]);
         a.mov(rax, LogEnd);
         a.cmp(rbx, rax);
         a.jae(give);
@@ -409,7 +413,7 @@ internal sealed class BehaviourGuest : IDisposable
 
         a.mov(rax, cr2);
         a.mov(__qword_ptr[rbx + (8 * field)], rax);
-        a.add(__qword_ptr[LogNext], RecordSize);
+        a.add(__qword_ptr[NextException], RecordSize);
         a.cmp(__qword_ptr[rsp + vector], (int)Vector.Debug);
         a.jne(resume);
         a.Label(ref back);
