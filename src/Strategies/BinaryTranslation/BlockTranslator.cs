@@ -2,6 +2,7 @@ using System.Runtime.Versioning;
 using Iced.Intel;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.BinaryTranslation;
@@ -51,6 +52,7 @@ internal sealed unsafe partial class BlockTranslator
         public Instruction Instruction;
         public byte* Bytes;
         public InstructionClass Class;
+        public int Host; // offset in the cache of what it became
         public byte Displacement; // of a RIP-relative operand: offset in the instruction
     }
 
@@ -85,6 +87,9 @@ internal sealed unsafe partial class BlockTranslator
 
     /// <summary>See docs/benchmarks.md for what the choice rests on.</summary>
     public const int DefaultChainLength = 4;
+
+    /// <summary>Is shown every block but those of steps; null for nobody.</summary>
+    public ITranslationObserver? Observer { get; set; }
 
     /// <summary>Guest instructions translated so far.</summary>
     public long Instructions { get; private set; }
@@ -148,8 +153,11 @@ internal sealed unsafe partial class BlockTranslator
 
         for (int i = 0; i < count; i++)
         {
+            _decoded[i].Host = _w.Offset;
             EmitAt(i, count);
         }
+
+        int behind = _w.Offset;
 
         if (last.Class < InstructionClass.Jump)
         {
@@ -172,6 +180,11 @@ internal sealed unsafe partial class BlockTranslator
             Blocks++;
             Instructions += count;
             GuestBytes += _block.Length;
+            if (Observer is not null)
+            {
+                Show(count, behind);
+            }
+
             HostBytes += _w.Offset - first + ((cache.Sites.Count - firstSite) * (long)TranslationCache.StubSize);
         }
 
@@ -208,6 +221,29 @@ internal sealed unsafe partial class BlockTranslator
             }
         }
     }
+
+    private void Show(int count, int behind)
+    {
+        var instructions = new TranslatedInstruction[count];
+        for (int i = 0; i < count; i++)
+        {
+            ref Decoded decoded = ref _decoded[i];
+            int end = i + 1 < count ? _decoded[i + 1].Host : behind;
+            instructions[i] = new TranslatedInstruction(
+                decoded.Instruction.IP,
+                new ReadOnlySpan<byte>(decoded.Bytes, decoded.Instruction.Length).ToArray(),
+                Host(decoded.Host, end)
+            );
+        }
+
+        int start = _block.LookupEntry >= 0 ? _block.LookupEntry : _block.Entry;
+        Observer!.Translated(
+            new TranslatedBlock(_block.Start, Host(start, _decoded[0].Host), instructions, Host(behind, _block.End))
+        );
+    }
+
+    private HostCode Host(int start, int end) =>
+        new(CarrierLayout.CodeCache + (ulong)start, new ReadOnlySpan<byte>(_cache.Code + start, end - start).ToArray());
 
     // ------------------------------------------------------------------------------------------------ decoding
 
