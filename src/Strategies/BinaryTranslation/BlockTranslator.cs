@@ -42,6 +42,7 @@ internal enum BlockUse : byte
 internal sealed unsafe partial class BlockTranslator
 {
     private const int MaximumInstructions = 64;
+    private const int MaximumTail = 48; // bytes of guest code
     private const int MaximumSelfCheckingInstructions = 8;
     private const int LongestInstruction = 15;
     private const int R11 = 11;
@@ -124,7 +125,7 @@ internal sealed unsafe partial class BlockTranslator
             use == BlockUse.Step ? 1
             : checks ? MaximumSelfCheckingInstructions
             : MaximumInstructions;
-        int count = Decode(page, rip, limit, checks, out CodeFrame? second, ref fault);
+        int count = Decode(page, rip, limit, checks, out CodeFrame? second, out int tail, ref fault);
         if (count == 0)
         {
             return null;
@@ -136,8 +137,24 @@ internal sealed unsafe partial class BlockTranslator
         _w = new CodeWriter(cache.Code, first);
         ref Decoded last = ref _decoded[count - 1];
         ulong end = last.Instruction.NextIP;
-        _block = new Block { Start = rip, ChecksItself = checks };
-        _block.Length = (int)(end - rip);
+        _block = new Block
+        {
+            Start = rip,
+            ChecksItself = checks,
+            EndsIndirectly =
+                last.Class is InstructionClass.IndirectJump or InstructionClass.IndirectCall or InstructionClass.Return,
+        };
+        if (tail == 0)
+        {
+            _block.Length = (int)(end - rip);
+        }
+        else
+        {
+            _block.Length = (int)(_decoded[tail - 1].Instruction.NextIP - rip);
+            _block.TailStart = _decoded[tail].Instruction.IP;
+            _block.TailLength = (int)(end - _block.TailStart);
+        }
+
         _block.Instructions = count;
         _inShadow = false;
         if (use == BlockUse.LookedUp)
@@ -179,7 +196,7 @@ internal sealed unsafe partial class BlockTranslator
 
             Blocks++;
             Instructions += count;
-            GuestBytes += _block.Length;
+            GuestBytes += _block.Length + _block.TailLength;
             if (Observer is not null)
             {
                 Show(count, behind);
@@ -253,12 +270,23 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="limit">Most instructions.</param>
     /// <param name="checks">A block that checks itself ends behind everything that may write memory.</param>
     /// <param name="second">The page that the last instruction reaches into, if it does.</param>
+    /// <param name="tail">Index of the first instruction behind a jump that the block goes on behind; 0 when it does not.</param>
     /// <param name="fault">When 0 is returned: the address that cannot be fetched.</param>
-    private int Decode(byte* page, ulong rip, int limit, bool checks, out CodeFrame? second, ref ulong fault)
+    private int Decode(
+        byte* page,
+        ulong rip,
+        int limit,
+        bool checks,
+        out CodeFrame? second,
+        out int tail,
+        ref ulong fault
+    )
     {
         second = null;
+        tail = 0;
         byte* at = page + (rip & (GuestMemory.PageSize - 1));
         byte* end = page + GuestMemory.PageSize;
+        ulong start = rip;
         int count = 0;
         while (count < limit && at < end)
         {
@@ -291,6 +319,21 @@ internal sealed unsafe partial class BlockTranslator
 
             decoded.Class = _classes[decoded.Instruction];
             count++;
+            if (
+                decoded.Class == InstructionClass.Jump
+                && tail == 0
+                && !checks
+                && second is null
+                && IsTail(decoded.Instruction.NearBranchTarget, start)
+            )
+            {
+                decoded.Class = InstructionClass.Followed;
+                tail = count;
+                rip = decoded.Instruction.NearBranchTarget;
+                at = page + (rip & (GuestMemory.PageSize - 1));
+                continue;
+            }
+
             if (decoded.Class >= InstructionClass.Jump)
             {
                 break;
@@ -304,13 +347,25 @@ internal sealed unsafe partial class BlockTranslator
             }
 
             // What is there already need not be there twice.
-            if (_cache.TryFind(rip, out _))
+            if (tail == 0 && _cache.TryFind(rip, out _))
             {
                 break;
             }
         }
 
         return count;
+    }
+
+    private bool IsTail(ulong target, ulong start)
+    {
+        if (((target ^ start) & ~(GuestMemory.PageSize - 1)) != 0)
+        {
+            return false;
+        }
+
+        Block? block = _cache.TryFind(target, out Block known) ? known : _cache.FindInside(target);
+        return block is { EndsIndirectly: true, ChecksItself: false, TailLength: 0, Length: <= MaximumTail }
+            && ((target + (ulong)block.Length - 1) ^ start) < GuestMemory.PageSize;
     }
 
     // Bytes that are missing have to be fetched only if the instruction really has them.
