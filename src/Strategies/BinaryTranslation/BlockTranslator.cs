@@ -42,6 +42,7 @@ internal enum BlockUse : byte
 internal sealed unsafe partial class BlockTranslator
 {
     private const int MaximumInstructions = 64;
+    private const int Alignment = 16; // of blocks: what the host fetches at once
     private const int MaximumTail = 48; // bytes of guest code
     private const int MaximumSelfCheckingInstructions = 8;
     private const int LongestInstruction = 15;
@@ -132,7 +133,7 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         checks |= second?.ChecksItself == true && use != BlockUse.Step;
-        int first = cache.Next;
+        int first = use != BlockUse.Linked ? cache.Next : (cache.Next + (Alignment - 1)) & -Alignment;
         int firstSite = cache.Sites.Count;
         _w = new CodeWriter(cache.Code, first);
         ref Decoded last = ref _decoded[count - 1];
