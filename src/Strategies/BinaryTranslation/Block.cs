@@ -46,8 +46,26 @@ internal sealed class Block
     /// <summary>Linear address of the first instruction.</summary>
     public required ulong Start { get; init; }
 
-    /// <summary>Bytes of guest code.</summary>
+    /// <summary>Bytes of guest code from the start on.</summary>
     public int Length { get; set; }
+
+    /// <summary>
+    /// Where the block goes on behind a jump: a short stretch, on the page that the block begins on, that ends in an indirect branch. So the
+    /// common end of many ways, an interpreter's dispatch or a function's return, is there once for each of them, and predicted for
+    /// each by itself.
+    /// </summary>
+    public ulong TailStart { get; set; }
+
+    /// <summary>Bytes of guest code there; 0 for no such part.</summary>
+    public int TailLength { get; set; }
+
+    /// <summary>The last instruction branches indirectly.</summary>
+    public bool EndsIndirectly { get; init; }
+
+    /// <summary>Whether any of its guest code lies in a stretch.</summary>
+    public bool Overlaps(ulong start, ulong length) =>
+        (start < Start + (ulong)Length && start + length > Start)
+        || (TailLength > 0 && start < TailStart + (ulong)TailLength && start + length > TailStart);
 
     /// <summary>Instructions.</summary>
     public int Instructions { get; set; }

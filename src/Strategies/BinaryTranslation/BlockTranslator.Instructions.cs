@@ -31,6 +31,8 @@ internal sealed unsafe partial class BlockTranslator
                 }
 
                 break;
+            case InstructionClass.Followed:
+                break;
             case InstructionClass.ConditionalJump:
                 EmitConditionalJump(decoded);
                 break;

@@ -2,6 +2,7 @@ using System.Runtime.Versioning;
 using Iced.Intel;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.BinaryTranslation;
@@ -41,6 +42,8 @@ internal enum BlockUse : byte
 internal sealed unsafe partial class BlockTranslator
 {
     private const int MaximumInstructions = 64;
+    private const int Alignment = 16; // of blocks: what the host fetches at once
+    private const int MaximumTail = 48; // bytes of guest code
     private const int MaximumSelfCheckingInstructions = 8;
     private const int LongestInstruction = 15;
     private const int R11 = 11;
@@ -51,6 +54,7 @@ internal sealed unsafe partial class BlockTranslator
         public Instruction Instruction;
         public byte* Bytes;
         public InstructionClass Class;
+        public int Host; // offset in the cache of what it became
         public byte Displacement; // of a RIP-relative operand: offset in the instruction
     }
 
@@ -86,6 +90,9 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>See docs/benchmarks.md for what the choice rests on.</summary>
     public const int DefaultChainLength = 4;
 
+    /// <summary>Is shown every block but those of steps; null for nobody.</summary>
+    public ITranslationObserver? Observer { get; set; }
+
     /// <summary>Guest instructions translated so far.</summary>
     public long Instructions { get; private set; }
 
@@ -119,20 +126,36 @@ internal sealed unsafe partial class BlockTranslator
             use == BlockUse.Step ? 1
             : checks ? MaximumSelfCheckingInstructions
             : MaximumInstructions;
-        int count = Decode(page, rip, limit, checks, out CodeFrame? second, ref fault);
+        int count = Decode(page, rip, limit, checks, out CodeFrame? second, out int tail, ref fault);
         if (count == 0)
         {
             return null;
         }
 
         checks |= second?.ChecksItself == true && use != BlockUse.Step;
-        int first = cache.Next;
+        int first = use != BlockUse.Linked ? cache.Next : (cache.Next + (Alignment - 1)) & -Alignment;
         int firstSite = cache.Sites.Count;
         _w = new CodeWriter(cache.Code, first);
         ref Decoded last = ref _decoded[count - 1];
         ulong end = last.Instruction.NextIP;
-        _block = new Block { Start = rip, ChecksItself = checks };
-        _block.Length = (int)(end - rip);
+        _block = new Block
+        {
+            Start = rip,
+            ChecksItself = checks,
+            EndsIndirectly =
+                last.Class is InstructionClass.IndirectJump or InstructionClass.IndirectCall or InstructionClass.Return,
+        };
+        if (tail == 0)
+        {
+            _block.Length = (int)(end - rip);
+        }
+        else
+        {
+            _block.Length = (int)(_decoded[tail - 1].Instruction.NextIP - rip);
+            _block.TailStart = _decoded[tail].Instruction.IP;
+            _block.TailLength = (int)(end - _block.TailStart);
+        }
+
         _block.Instructions = count;
         _inShadow = false;
         if (use == BlockUse.LookedUp)
@@ -148,8 +171,11 @@ internal sealed unsafe partial class BlockTranslator
 
         for (int i = 0; i < count; i++)
         {
+            _decoded[i].Host = _w.Offset;
             EmitAt(i, count);
         }
+
+        int behind = _w.Offset;
 
         if (last.Class < InstructionClass.Jump)
         {
@@ -171,7 +197,12 @@ internal sealed unsafe partial class BlockTranslator
 
             Blocks++;
             Instructions += count;
-            GuestBytes += _block.Length;
+            GuestBytes += _block.Length + _block.TailLength;
+            if (Observer is not null)
+            {
+                Show(count, behind);
+            }
+
             HostBytes += _w.Offset - first + ((cache.Sites.Count - firstSite) * (long)TranslationCache.StubSize);
         }
 
@@ -209,6 +240,29 @@ internal sealed unsafe partial class BlockTranslator
         }
     }
 
+    private void Show(int count, int behind)
+    {
+        var instructions = new TranslatedInstruction[count];
+        for (int i = 0; i < count; i++)
+        {
+            ref Decoded decoded = ref _decoded[i];
+            int end = i + 1 < count ? _decoded[i + 1].Host : behind;
+            instructions[i] = new TranslatedInstruction(
+                decoded.Instruction.IP,
+                new ReadOnlySpan<byte>(decoded.Bytes, decoded.Instruction.Length).ToArray(),
+                Host(decoded.Host, end)
+            );
+        }
+
+        int start = _block.LookupEntry >= 0 ? _block.LookupEntry : _block.Entry;
+        Observer!.Translated(
+            new TranslatedBlock(_block.Start, Host(start, _decoded[0].Host), instructions, Host(behind, _block.End))
+        );
+    }
+
+    private HostCode Host(int start, int end) =>
+        new(CarrierLayout.CodeCache + (ulong)start, new ReadOnlySpan<byte>(_cache.Code + start, end - start).ToArray());
+
     // ------------------------------------------------------------------------------------------------ decoding
 
     /// <summary>Fills the list of decoded instructions.</summary>
@@ -217,12 +271,23 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="limit">Most instructions.</param>
     /// <param name="checks">A block that checks itself ends behind everything that may write memory.</param>
     /// <param name="second">The page that the last instruction reaches into, if it does.</param>
+    /// <param name="tail">Index of the first instruction behind a jump that the block goes on behind; 0 when it does not.</param>
     /// <param name="fault">When 0 is returned: the address that cannot be fetched.</param>
-    private int Decode(byte* page, ulong rip, int limit, bool checks, out CodeFrame? second, ref ulong fault)
+    private int Decode(
+        byte* page,
+        ulong rip,
+        int limit,
+        bool checks,
+        out CodeFrame? second,
+        out int tail,
+        ref ulong fault
+    )
     {
         second = null;
+        tail = 0;
         byte* at = page + (rip & (GuestMemory.PageSize - 1));
         byte* end = page + GuestMemory.PageSize;
+        ulong start = rip;
         int count = 0;
         while (count < limit && at < end)
         {
@@ -255,6 +320,21 @@ internal sealed unsafe partial class BlockTranslator
 
             decoded.Class = _classes[decoded.Instruction];
             count++;
+            if (
+                decoded.Class == InstructionClass.Jump
+                && tail == 0
+                && !checks
+                && second is null
+                && IsTail(decoded.Instruction.NearBranchTarget, start)
+            )
+            {
+                decoded.Class = InstructionClass.Followed;
+                tail = count;
+                rip = decoded.Instruction.NearBranchTarget;
+                at = page + (rip & (GuestMemory.PageSize - 1));
+                continue;
+            }
+
             if (decoded.Class >= InstructionClass.Jump)
             {
                 break;
@@ -268,13 +348,25 @@ internal sealed unsafe partial class BlockTranslator
             }
 
             // What is there already need not be there twice.
-            if (_cache.TryFind(rip, out _))
+            if (tail == 0 && _cache.TryFind(rip, out _))
             {
                 break;
             }
         }
 
         return count;
+    }
+
+    private bool IsTail(ulong target, ulong start)
+    {
+        if (((target ^ start) & ~(GuestMemory.PageSize - 1)) != 0)
+        {
+            return false;
+        }
+
+        Block? block = _cache.TryFind(target, out Block known) ? known : _cache.FindInside(target);
+        return block is { EndsIndirectly: true, ChecksItself: false, TailLength: 0, Length: <= MaximumTail }
+            && ((target + (ulong)block.Length - 1) ^ start) < GuestMemory.PageSize;
     }
 
     // Bytes that are missing have to be fetched only if the instruction really has them.

@@ -3,7 +3,7 @@ using VirtBench.Vmm.Emulation;
 
 namespace VirtBench.Strategies.BinaryTranslation;
 
-/// <summary>What translation does with an instruction. Those from <see cref="Jump"/> on end a block, but for conditional branches.</summary>
+/// <summary>What translation does with an instruction. Those from <see cref="Jump"/> on end a block.</summary>
 internal enum InstructionClass : byte
 {
     /// <summary>Not looked at yet.</summary>
@@ -41,6 +41,9 @@ internal enum InstructionClass : byte
 
     /// <summary>MOV from CR0, CR2, CR3 or CR4.</summary>
     ReadControl,
+
+    /// <summary>JMP to a constant address at which the block goes on.</summary>
+    Followed,
 
     /// <summary>Jcc.</summary>
     ConditionalJump,

@@ -95,8 +95,9 @@ internal sealed unsafe class TranslationCache
         foreach (Block block in page.Blocks)
         {
             ulong distance = rip - block.Start;
+            bool inTail = rip - block.TailStart < (ulong)block.TailLength;
             if (
-                distance < (ulong)block.Length
+                (distance < (ulong)block.Length || inTail)
                 && !block.ChecksItself
                 && Recovery.TryFindEntry(block.Entry, block.End, rip, out int entry)
             )
@@ -104,9 +105,12 @@ internal sealed unsafe class TranslationCache
                 var part = new Block
                 {
                     Start = rip,
-                    Length = block.Length - (int)distance,
+                    Length = inTail ? block.TailLength - (int)(rip - block.TailStart) : block.Length - (int)distance,
+                    TailStart = block.TailStart,
+                    TailLength = inTail ? 0 : block.TailLength,
                     Entry = entry,
                     End = block.End,
+                    EndsIndirectly = block.EndsIndirectly,
                 };
                 ulong last = rip + (ulong)part.Length - 1;
                 _ = _pages.TryGetValue(last & ~(GuestMemory.PageSize - 1), out CodePage? second);

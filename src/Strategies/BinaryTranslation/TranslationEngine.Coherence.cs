@@ -196,8 +196,7 @@ internal sealed unsafe partial class TranslationEngine : ICodeSource
             ulong from = page.Address + (address - start);
             foreach (Block block in (Block[])[.. page.Blocks])
             {
-                // Up to 14 bytes behind a block an undefined instruction may have been looked at.
-                if (from < block.Start + (ulong)block.Length && from + length > block.Start)
+                if (block.Overlaps(from, length))
                 {
                     GiveUp(page.Cache, block);
                 }

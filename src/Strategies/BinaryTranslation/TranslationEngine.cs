@@ -78,6 +78,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     /// <inheritdoc/>
     public override void RequestInterruptWindow() => _windowWanted = true;
 
+    /// <inheritdoc/>
+    public override bool ObserveTranslation(ITranslationObserver? observer)
+    {
+        _translator.Observer = observer;
+        return true;
+    }
+
     // ------------------------------------------------------------------------------------------------ run and step
 
     /// <inheritdoc/>

@@ -98,6 +98,9 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
         throw new NotSupportedException("this engine leaves events to the core");
 
     /// <inheritdoc/>
+    public virtual bool ObserveTranslation(ITranslationObserver? observer) => false;
+
+    /// <inheritdoc/>
     public virtual TranslationStatistics? TranslationStatistics => null;
 
     // ------------------------------------------------------------------------------------------------ failure
