@@ -36,7 +36,24 @@ public sealed class BinaryTranslationStrategy : Strategy
     public override bool RunsPrivilegedGuests => true;
 
     /// <summary>Bytes of the code cache that each address space and ring of the guest has; 1 to 64 MiB in whole pages.</summary>
-    public int CodeCacheSize { get; init; } = 16 << 20;
+    /// <exception cref="ArgumentOutOfRangeException">It is not such a number.</exception>
+    public int CodeCacheSize
+    {
+        get;
+        init
+        {
+            if (value is < (1 << 20) or > (64 << 20) || value % (int)GuestMemory.PageSize != 0)
+            {
+                throw new ArgumentOutOfRangeException(
+                    nameof(CodeCacheSize),
+                    value,
+                    "a code cache has 1 to 64 MiB in whole pages"
+                );
+            }
+
+            field = value;
+        }
+    } = 16 << 20;
 
     /// <inheritdoc/>
     public override string? UnavailableReason() => Probe.UnavailableReason;

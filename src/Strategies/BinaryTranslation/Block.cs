@@ -20,7 +20,7 @@ internal enum SiteKind : byte
     /// <summary>The one instruction of a step is done; the guest goes on at the address.</summary>
     Stepped,
 
-    /// <summary>The same, at the address in <see cref="ControlPage.LookupTarget"/>.</summary>
+    /// <summary>The same, at the address in <see cref="ControlPage.LookupTarget"/>; instead of an address, the branch's number.</summary>
     SteppedIndirectly,
 
     /// <summary>The guest's code at the address is not what was translated.</summary>

@@ -144,17 +144,18 @@ internal sealed unsafe partial class BlockTranslator
         byte* bytes = decoded.Bytes;
         int length = instruction.Length;
         int at = 0;
-        while (IsLegacyPrefix(bytes[at]))
+        int prefixes = 0;
+        byte rex = 0; // of several the last one, if no other prefix follows it
+        for (; IsLegacyPrefix(bytes[at]) || IsRex(bytes[at]); at++)
         {
+            rex = (byte)(IsRex(bytes[at]) ? bytes[at] & 3 : 0);
             if (bytes[at] is 0x64 or 0x65 or 0x67)
             {
                 _w.Byte(bytes[at]); // FS, GS, and the size of addresses
+                prefixes++;
             }
-
-            at++;
         }
 
-        byte rex = (byte)((bytes[at] & 0xF0) == 0x40 ? bytes[at++] & 3 : 0);
         at++; // FF
         if (!instruction.IsIPRelativeMemoryOperand)
         {
@@ -166,7 +167,7 @@ internal sealed unsafe partial class BlockTranslator
 
         // Behind a prefix for the size of addresses this has 32 bits; a segment's prefix has to be that of the access.
         Register segment = instruction.SegmentPrefix;
-        _w.Offset -= CountPrefixes(bytes);
+        _w.Offset -= prefixes;
         _w.MoveImmediate(Gpr.Rcx, instruction.IPRelativeMemoryAddress);
         if (segment is Register.FS or Register.GS)
         {
@@ -179,16 +180,7 @@ internal sealed unsafe partial class BlockTranslator
     private static bool IsLegacyPrefix(byte value) =>
         value is 0x26 or 0x2E or 0x36 or 0x3E or (>= 0x64 and <= 0x67) or 0xF0 or 0xF2 or 0xF3;
 
-    private static int CountPrefixes(byte* bytes)
-    {
-        int count = 0;
-        for (; IsLegacyPrefix(*bytes); bytes++)
-        {
-            count += *bytes is 0x64 or 0x65 or 0x67 ? 1 : 0;
-        }
-
-        return count;
-    }
+    private static bool IsRex(byte value) => (value & 0xF0) == 0x40;
 
     private IndirectBranch AddBranch(ulong rip, int pops, int pushes)
     {
@@ -369,7 +361,7 @@ internal sealed unsafe partial class BlockTranslator
             }
 
             MarkComputed(RipSource.LookupTarget, Repairs.None);
-            EmitExit(SiteKind.SteppedIndirectly, 0);
+            EmitExit(SiteKind.SteppedIndirectly, (ulong)branch.Number);
             return;
         }
 

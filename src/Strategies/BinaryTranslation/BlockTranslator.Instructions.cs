@@ -17,7 +17,9 @@ internal sealed unsafe partial class BlockTranslator
         switch (decoded.Class)
         {
             case InstructionClass.Copy
-                when _use == BlockUse.Step && (instruction.HasRepPrefix || instruction.HasRepnePrefix):
+                when _use == BlockUse.Step
+                    && instruction.IsStringInstruction
+                    && (instruction.HasRepPrefix || instruction.HasRepnePrefix):
                 EmitRepetition(decoded);
                 break;
             case InstructionClass.Copy or InstructionClass.Fault:
@@ -84,6 +86,7 @@ internal sealed unsafe partial class BlockTranslator
             case InstructionClass.Sti when ChangesInterruptFlag && CanShadow(decoded, index, count):
                 _w.StoreByte(VirtualFlags + 1, (byte)(Rflags.If >> 8));
                 _inShadow = true;
+                _shadowed = decoded.Instruction.NextIP;
                 return true;
             case InstructionClass.Pushf:
                 EmitPushf(decoded);
@@ -118,34 +121,20 @@ internal sealed unsafe partial class BlockTranslator
 
     /// <summary>
     /// One repetition of a string instruction, which is what a single step executes of it (Intel SDM vol. 3B, section 17.3.1.4): the bytes
-    /// without the prefix, and the count.
+    /// without the prefix, and the count. That goes first: a fault of the repetition puts it back.
     /// </summary>
     private void EmitRepetition(in Decoded decoded)
     {
         ref readonly Instruction instruction = ref decoded.Instruction;
-        if (!instruction.IsStringInstruction)
-        {
-            _w.Bytes(decoded.Bytes, instruction.Length); // a prefix that means something else or nothing
-            return;
-        }
-
         bool shortCount = false;
         int prefixes = 0;
-        for (; IsLegacyPrefix(decoded.Bytes[prefixes]); prefixes++)
+        for (; IsLegacyPrefix(decoded.Bytes[prefixes]) || IsRex(decoded.Bytes[prefixes]); prefixes++)
         {
             shortCount |= decoded.Bytes[prefixes] == 0x67;
         }
 
         int none = EmitCountIsZero(shortCount);
-        for (int i = 0; i < instruction.Length; i++)
-        {
-            if (i >= prefixes || decoded.Bytes[i] is not (0xF2 or 0xF3))
-            {
-                _w.Byte(decoded.Bytes[i]);
-            }
-        }
-
-        // From here on the repetition is done but for its count.
+        _w.Store(SavedRcx, Gpr.Rcx);
         if (shortCount)
         {
             _w.Bytes(0x67, 0x8D, 0x49, 0xFF); // LEA ecx, [ecx − 1]
@@ -155,10 +144,16 @@ internal sealed unsafe partial class BlockTranslator
             _w.Lea(Gpr.Rcx, Gpr.Rcx, -1);
         }
 
-        Mark(instruction.IP);
-        int last = EmitCountIsZero(shortCount);
-        int different = 0;
-        if (
+        Mark(instruction.IP, Repairs.Rcx);
+        for (int i = 0; i < instruction.Length; i++)
+        {
+            if (i >= prefixes || decoded.Bytes[i] is not (0xF2 or 0xF3))
+            {
+                _w.Byte(decoded.Bytes[i]);
+            }
+        }
+
+        bool compares =
             instruction.Mnemonic
             is Mnemonic.Cmpsb
                 or Mnemonic.Cmpsw
@@ -167,8 +162,17 @@ internal sealed unsafe partial class BlockTranslator
                 or Mnemonic.Scasb
                 or Mnemonic.Scasw
                 or Mnemonic.Scasd
-                or Mnemonic.Scasq
-        )
+                or Mnemonic.Scasq;
+        RipSource source =
+            !compares ? RipSource.Repeated
+            : instruction.HasRepnePrefix ? RipSource.RepeatedWhileDifferent
+            : RipSource.RepeatedWhileEqual;
+        _cache.Recovery.Add(
+            new RecoveryPoint(_w.Offset, source, Repairs.None, (byte)instruction.Length, instruction.IP)
+        );
+        int last = EmitCountIsZero(shortCount);
+        int different = 0;
+        if (compares)
         {
             _w.Bytes((byte)(instruction.HasRepnePrefix ? 0x74 : 0x75), 0); // JZ, JNZ: the comparison ends it
             different = _w.Offset - 1;
@@ -229,10 +233,12 @@ internal sealed unsafe partial class BlockTranslator
         _w.Load(lent, SavedOther);
     }
 
-    // R8 to R11 are no instruction's implicit operands but SYSCALL's.
+    // R8 to R11 are no instruction's implicit operands but SYSCALL's. They need a REX prefix, with which there is no AH to BH; RSI and
+    // RDI are no implicit operands beside one of those.
     private static int FreeRegister(in Instruction instruction)
     {
-        for (int register = Gpr.R8; ; register++)
+        bool withoutRex = IsHighByte(instruction.Op0Register) || IsHighByte(instruction.Op1Register);
+        for (int register = withoutRex ? Gpr.Rsi : Gpr.R8; ; register++)
         {
             Register full = Register.RAX + register;
             bool used =
@@ -250,6 +256,8 @@ internal sealed unsafe partial class BlockTranslator
             }
         }
     }
+
+    private static bool IsHighByte(Register register) => register is >= Register.AH and <= Register.BH;
 
     private void EmitEncoded(in Instruction instruction)
     {

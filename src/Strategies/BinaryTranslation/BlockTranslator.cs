@@ -74,6 +74,7 @@ internal sealed unsafe partial class BlockTranslator
     private CodeWriter _w;
     private BlockUse _use;
     private bool _inShadow;
+    private ulong _shadowed; // the instruction behind the STI
 
     /// <summary>Nothing is translated yet.</summary>
     /// <param name="source">Where guest code comes from.</param>
@@ -354,6 +355,13 @@ internal sealed unsafe partial class BlockTranslator
             }
         }
 
+        if (tail == count && tail > 0)
+        {
+            // There is no room for what follows, or it is no longer what it was.
+            _decoded[count - 1].Class = InstructionClass.Jump;
+            tail = 0;
+        }
+
         return count;
     }
 
@@ -392,9 +400,9 @@ internal sealed unsafe partial class BlockTranslator
         _decoder.IP = rip;
         _decoder.Decode(out decoded.Instruction);
         decoded.Bytes = buffer;
-        if (decoded.Instruction.IsInvalid)
+        if (decoded.Instruction.Length <= available)
         {
-            second = null;
+            second = null; // undefined, whatever comes there
         }
     }
 
@@ -436,7 +444,7 @@ internal sealed unsafe partial class BlockTranslator
             new RecoveryPoint(
                 _w.Offset,
                 RipSource.Constant,
-                _inShadow ? repairs | Repairs.InShadow : repairs,
+                _inShadow && rip == _shadowed ? repairs | Repairs.InShadow : repairs,
                 other,
                 rip
             )

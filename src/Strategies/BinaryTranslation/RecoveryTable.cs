@@ -23,6 +23,15 @@ internal enum RipSource : byte
 
     /// <summary>The sum of RCX and that target.</summary>
     RcxAndChain,
+
+    /// <summary>The constant: a repetition of a string instruction is done.</summary>
+    Repeated,
+
+    /// <summary>The same, where a comparison that finds a difference is the last. The instruction's length stands in the place of the other register.</summary>
+    RepeatedWhileEqual,
+
+    /// <summary>The same, where one that finds none is the last.</summary>
+    RepeatedWhileDifferent,
 }
 
 /// <summary>What else has to be put right before the guest's state is its own.</summary>

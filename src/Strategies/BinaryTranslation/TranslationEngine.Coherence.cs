@@ -69,6 +69,11 @@ internal sealed unsafe partial class TranslationEngine : ICodeSource
     /// <inheritdoc/>
     public override MapResult Map(in ShadowPage page)
     {
+        if (_faultedInShadow)
+        {
+            Cpu.InterruptShadow = true; // the instruction is still to come
+        }
+
         MapResult result = base.Map(page);
         if (result.Outcome != MapOutcome.EmulateCodeWrite)
         {

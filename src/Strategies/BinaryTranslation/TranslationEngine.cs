@@ -158,6 +158,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         bool windowWanted = _windowWanted;
         _windowWanted = false;
         _arrival = default;
+        _faultedInShadow = false;
         try
         {
             for (bool first = true; ; first = false)
@@ -216,12 +217,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
     }
 
-    private (int Next, int Sites, int Points) _beforeStep; // a step has no chains
+    private (int Next, int Sites, int Branches, int Points, ulong Rip) _beforeStep;
 
     private void DiscardStep(TranslationCache cache)
     {
         cache.Next = _beforeStep.Next;
         cache.Sites.RemoveRange(_beforeStep.Sites, cache.Sites.Count - _beforeStep.Sites);
+        cache.IndirectBranches.RemoveRange(_beforeStep.Branches, cache.IndirectBranches.Count - _beforeStep.Branches);
         cache.Recovery.Truncate(_beforeStep.Points);
         cache.Changed = true;
     }
@@ -238,7 +240,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         ulong fault;
         if (_stepping)
         {
-            _beforeStep = (cache.Next, cache.Sites.Count, cache.Recovery.Count);
+            _beforeStep = (cache.Next, cache.Sites.Count, cache.IndirectBranches.Count, cache.Recovery.Count, rip);
             block = _translator.Translate(cache, rip, BlockUse.Step, out fault);
         }
         else if (cache.TryFind(rip, out block))
@@ -392,14 +394,20 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         ulong host = frame->Rip;
         TakeRegisters(frame);
         TakeFlags(frame->Eflags, control->VirtualFlags);
-        if (!TryRecover(control, cache, host, signal == Linux.SigUsr1, out bool readsCode))
+        if (!TryRecover(control, cache, host, signal == Linux.SigUsr1, out bool stepped, out bool readsCode))
         {
             return Fail($"the guest left the code cache: it was at 0x{host:X}; its RIP was last seen at 0x{Cpu.Rip:X}");
         }
 
         if (signal == Linux.SigUsr1)
         {
-            return Kicked(carrier);
+            if (!stepped)
+            {
+                return Kicked(carrier);
+            }
+
+            carrier.KickAnswered(); // by the carrier; the next entry answers the kicker
+            return new VmExit(VmExitReason.Stepped);
         }
 
         VmExit exit = ClassifyFault(signal, frame);
@@ -422,6 +430,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             }
 
             _arrival = new Arrival(0, LookedUp: true, null);
+            _lookupMisses++;
             return BranchTo(control->LookupTarget, cache.IndirectBranches[(int)lookedUp]);
         }
 
@@ -442,6 +451,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 IndirectBranch branch = cache.IndirectBranches[(int)site.Rip];
                 Cpu.Rsp += (ulong)branch.Pops;
                 _arrival = new Arrival(0, false, branch);
+                _lookupMisses++;
                 return BranchTo(control->LookupTarget, branch);
             case SiteKind.CodeChanged:
                 GiveUp(cache, site.Owner);
@@ -453,8 +463,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             case SiteKind.Window:
                 return new VmExit(VmExitReason.InterruptWindow);
             case SiteKind.SteppedIndirectly:
-                Cpu.Rip = control->LookupTarget;
-                return new VmExit(VmExitReason.Stepped);
+                return BranchTo(control->LookupTarget, cache.IndirectBranches[(int)site.Rip])
+                    ?? new VmExit(VmExitReason.Stepped);
             case SiteKind.Stepped:
                 return new VmExit(VmExitReason.Stepped);
             default:
@@ -464,7 +474,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 
     private VmExit? BranchTo(ulong target, IndirectBranch branch)
     {
-        _lookupMisses++;
         if (PageWalker.IsCanonical(target))
         {
             Cpu.Rip = target;
@@ -487,9 +496,23 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             | Rflags.AlwaysSet;
 
     /// <summary>From a place in the code cache, at which a signal has come, to the state of the guest.</summary>
+    /// <param name="control">The carrier's control page.</param>
+    /// <param name="cache">Its cache.</param>
+    /// <param name="host">The place.</param>
+    /// <param name="kick">The signal is a kick, not a fault.</param>
+    /// <param name="stepped">The one instruction of a step is done already.</param>
+    /// <param name="readsCode">A fault there is one of the fetch.</param>
     /// <returns>False when the place is not in translated code.</returns>
-    private bool TryRecover(ControlPage* control, TranslationCache cache, ulong host, bool kick, out bool readsCode)
+    private bool TryRecover(
+        ControlPage* control,
+        TranslationCache cache,
+        ulong host,
+        bool kick,
+        out bool stepped,
+        out bool readsCode
+    )
     {
+        stepped = false;
         readsCode = false;
         ulong distance = host - CarrierLayout.CodeCache;
         if (distance >= CarrierLayout.MaximumCodeCacheSize)
@@ -512,6 +535,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 SiteKind.Indirect => control->LookupTarget,
                 _ => site.Rip,
             };
+            stepped = site.Kind is SiteKind.Stepped or SiteKind.SteppedIndirectly;
             return true;
         }
 
@@ -528,8 +552,13 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             RipSource.RcxAndConstant => rcx + point.Rip,
             RipSource.Chain => cache.IndirectBranches[(int)point.Rip].Target(point.Other),
             RipSource.RcxAndChain => rcx + cache.IndirectBranches[(int)point.Rip].Target(point.Other),
+            RipSource.Repeated => point.Rip,
+            RipSource.RepeatedWhileEqual when (Cpu.Rflags & Rflags.Zf) != 0 => point.Rip,
+            RipSource.RepeatedWhileDifferent when (Cpu.Rflags & Rflags.Zf) == 0 => point.Rip,
+            RipSource.RepeatedWhileEqual or RipSource.RepeatedWhileDifferent => point.Rip + point.Other,
             _ => control->LookupTarget,
         };
+        stepped = _stepping && (point.Source != RipSource.Constant || point.Rip != _beforeStep.Rip);
         Repairs repairs = point.Repairs;
         if ((repairs & Repairs.FlagsInCh) != 0)
         {
@@ -561,7 +590,9 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             Cpu.Rsp += sizeof(ulong);
         }
 
-        if (kick && (repairs & Repairs.InShadow) != 0)
+        bool inShadow = (repairs & Repairs.InShadow) != 0;
+        _faultedInShadow = inShadow && !kick;
+        if (inShadow && kick)
         {
             Cpu.Rip--; // back to the STI
             Cpu.Rflags &= ~Rflags.If;
@@ -570,6 +601,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         readsCode = (repairs & Repairs.ReadsCode) != 0;
         return true;
     }
+
+    private bool _faultedInShadow;
 
     /// <inheritdoc/>
     public override void SaveLazyState()

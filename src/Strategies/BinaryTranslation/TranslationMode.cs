@@ -3,7 +3,7 @@ using VirtBench.Vmm.Cpu;
 namespace VirtBench.Strategies.BinaryTranslation;
 
 /// <summary>What translated code takes for granted of the CPU: code for another mode is not used.</summary>
-/// <param name="User">CPL 3.</param>
+/// <param name="User">CPL 1 to 3: what is privileged is refused.</param>
 /// <param name="OtherFlags">The virtual bits of RFLAGS that code changes rarely: IOPL, NT, AC, VIF, VIP.</param>
 /// <param name="TscOffset">The guest's TSC is not the host's.</param>
 /// <param name="TscDisabled">CR4.TSD.</param>
@@ -22,5 +22,5 @@ internal readonly record struct TranslationMode(bool User, ulong OtherFlags, boo
 
     /// <summary>The mode that the CPU is in.</summary>
     public static TranslationMode Of(VirtualCpu cpu) =>
-        new(cpu.Cpl == 3, cpu.Rflags & RareFlags, cpu.TscOffset != 0, (cpu.Cr4 & Cr4.Tsd) != 0);
+        new(cpu.Cpl != 0, cpu.Rflags & RareFlags, cpu.TscOffset != 0, (cpu.Cr4 & Cr4.Tsd) != 0);
 }

@@ -262,6 +262,30 @@ internal sealed class BehaviourGuest : IDisposable
         return outcome.Status;
     }
 
+    /// <summary>The same while another thread stops the guest again and again, at whatever point it is.</summary>
+    public byte RunUnderKicks()
+    {
+        bool over = false;
+        var kicker = new Thread(() =>
+        {
+            for (int wait = 0; !Volatile.Read(ref over); wait = (wait + 37) % 1000)
+            {
+                _engine.Kick();
+                Thread.SpinWait(wait);
+            }
+        });
+        kicker.Start();
+        try
+        {
+            return Run();
+        }
+        finally
+        {
+            Volatile.Write(ref over, true);
+            kicker.Join();
+        }
+    }
+
     /// <summary>Runs a guest that does not end, for a moment.</summary>
     public void RunForAMoment()
     {

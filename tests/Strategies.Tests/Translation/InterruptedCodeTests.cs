@@ -1,5 +1,6 @@
 using Iced.Intel;
 using VirtBench.Strategies.Tests.DirectExecution;
+using VirtBench.Vmm.Cpu;
 using static Iced.Intel.AssemblerRegisters;
 using static VirtBench.Strategies.Tests.Translated.BehaviourGuest;
 
@@ -110,5 +111,219 @@ public sealed class InterruptedCodeTests
         Assert.Equal(0, guest.Run());
         Assert.True(guest.Memory.Read<ulong>(Ticks) >= (ulong)ticks);
         return guest.Result(0);
+    }
+
+    private const ulong Far = 0x7000_8000_0000;
+    private const ulong Writable = Far + 0x2000;
+    private const ulong FarData = Far + 0x3000;
+    private const ulong FarTable = Far + 0x3100;
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void Kicks_change_no_result(string strategy, int ring)
+    {
+        ulong[] undisturbed = RunFar(strategy, ring, kicks: false);
+        Assert.Equal(undisturbed, RunFar(strategy, ring, kicks: true));
+    }
+
+    // Far up, where operands relative to RIP and return addresses take the most instructions of a translator's own.
+    private static ulong[] RunFar(string strategy, int ring, bool kicks)
+    {
+        const int rounds = 3000;
+        using var guest = new BehaviourGuest(strategy, ring);
+        for (ulong i = 0; i < 8; i++)
+        {
+            guest.Map(Far + (i * 0x1000), Spare + (i * 0x1000));
+        }
+
+        guest.Write(
+            Far,
+            a =>
+            {
+                Label again = a.CreateLabel();
+                Label function = a.CreateLabel();
+                Label noCount = a.CreateLabel();
+                void Mix(AssemblerRegister64 value)
+                {
+                    a.lea(r15, __[r15 + (r15 * 4) + 1]);
+                    a.add(r15, value);
+                }
+
+                a.xor(r15d, r15d);
+                a.mov(r14d, rounds);
+                a.Label(ref again);
+
+                // Every register has a value that would show in the result.
+                a.mov(rax, 0x0101_0101_0101_0101);
+                a.mov(rcx, 0x0202_0202_0202_0202);
+                a.mov(rdx, 0x0303_0303_0303_0303);
+                a.mov(r11, 0x0404_0404_0404_0404);
+                a.mov(r8, 0x0505_0505_0505_0505);
+                a.AddInstruction(RelativeToRip(b => b.add(__qword_ptr[rbp], r8)));
+                a.AddInstruction(RelativeToRip(b => b.mov(r9, __qword_ptr[rbp])));
+                Mix(r9);
+                a.pushfq();
+                a.pop(r9);
+                Mix(r9);
+                a.cmp(r9, r8);
+                a.call(function);
+                a.pushfq();
+                a.pop(r9);
+                Mix(r9);
+                a.std();
+                a.pushfq();
+                a.cld();
+                a.popfq();
+                a.pushfq();
+                a.pop(r9);
+                a.cld();
+                Mix(r9);
+                Mix(rax);
+                Mix(rcx);
+                Mix(rdx);
+                Mix(r11);
+                if (ring == 0)
+                {
+                    // In the shadow of STI: an operand far away, then PUSHF, then a store.
+                    a.sti();
+                    a.AddInstruction(RelativeToRip(b => b.add(r8, __qword_ptr[rbp])));
+                    a.cli();
+                    a.sti();
+                    a.pushfq();
+                    a.cli();
+                    a.pop(r9);
+                    Mix(r9);
+                    a.sti();
+                    a.mov(__qword_ptr[rsp - 8], r8);
+                    a.pushfq();
+                    a.pop(r9);
+                    Mix(r9);
+                    a.push((int)(Rflags.AlwaysSet | Rflags.Cf));
+                    a.popfq();
+                    a.pushfq();
+                    a.pop(r9);
+                    Mix(r9);
+                    a.push((int)(Rflags.AlwaysSet | Rflags.If));
+                    a.popfq();
+                    a.pushfq();
+                    a.pop(r9);
+                    a.cli();
+                    Mix(r9);
+                    a.mov(r9, cr3);
+                    Mix(r9);
+                }
+
+                a.sidt(__[rsp - 32]);
+                a.mov(r9, __qword_ptr[rsp - 30]);
+                Mix(r9);
+                a.str(__word_ptr[rsp - 32]);
+                a.movzx(r9d, __word_ptr[rsp - 32]);
+                Mix(r9);
+                a.mov(eax, 1);
+                a.mov(r8, rbx);
+                a.cpuid();
+                a.mov(r9, rbx);
+                a.mov(rbx, r8);
+                Mix(rax);
+                Mix(rcx);
+                Mix(rdx);
+                Mix(r9);
+                a.mov(rcx, 0x0202_0202_0202_0202);
+                a.mov(r11, 0x0404_0404_0404_0404);
+
+                // Indirect calls with few targets and with many, and returns that release arguments.
+                a.mov(r10, FarTable);
+                a.mov(r8d, r14d);
+                a.and(r8d, 15);
+                a.push(r8);
+                a.cmp(r8d, 7);
+                a.call(__qword_ptr[r10 + (r8 * 8)]);
+                a.and(r8d, 1);
+                a.push(r8);
+                a.call(__qword_ptr[r10 + (r8 * 8)]);
+                Mix(r12);
+                Mix(rcx);
+                Mix(r11);
+                Mix(rsp);
+                a.mov(ecx, r14d);
+                a.and(ecx, 3);
+                a.jrcxz(noCount);
+                Label counted = a.CreateLabel();
+                a.Label(ref counted);
+                a.inc(r15);
+                a.loop(counted);
+                a.Label(ref noCount);
+
+                // Code on a page that is written all the time.
+                a.mov(r8, Writable);
+                a.mov(__dword_ptr[r8 + 2], r14d);
+                a.mov(rcx, 0x0202_0202_0202_0202);
+                a.mov(r11, 0x0404_0404_0404_0404);
+                a.call(r8);
+                Mix(r9);
+                Mix(rcx);
+                Mix(r11);
+                a.movq(xmm3, r15);
+                a.paddq(xmm3, xmm3);
+                a.movq(r9, xmm3);
+                if (!guest.Strategy.IsSimulated) // which has no x87
+                {
+                    a.fild(__qword_ptr[rsp - 40]);
+                    a.fld1();
+                    a.faddp();
+                    a.fistp(__qword_ptr[rsp - 40]);
+                    a.add(r9, __qword_ptr[rsp - 40]);
+                }
+
+                Mix(r9);
+                a.dec(r14d);
+                a.jnz(again);
+                a.mov(r8, Results);
+                a.mov(__qword_ptr[r8], r15);
+                a.mov(__qword_ptr[r8 + 8], rsp);
+                a.End();
+                a.Label(ref function);
+                a.ret();
+            }
+        );
+        for (int i = 0; i < 16; i++)
+        {
+            ulong leaf = Far + 0x1000 + (ulong)(32 * i);
+            guest.Write(FarTable + (ulong)(8 * i), BitConverter.GetBytes(leaf));
+            guest.Write(
+                leaf,
+                a =>
+                {
+                    a.lea(r12, __[r12 + (r12 * 2) + i]);
+                    a.ret(8);
+                }
+            );
+        }
+
+        guest.Write(Writable, [0x41, 0xB9, 0, 0, 0, 0, 0x49, 0x01, 0xC9, 0xC3]); // mov r9d, …; add r9, rcx; ret
+        guest.Write(
+            Start,
+            a =>
+            {
+                a.xor(r12d, r12d);
+                a.xor(ebx, ebx);
+                a.mov(__qword_ptr[rsp - 40], rbx);
+                a.mov(rdi, Far);
+                a.jmp(rdi);
+            }
+        );
+        Assert.Equal(0, kicks ? guest.RunUnderKicks() : guest.Run());
+        return [guest.Result(0), guest.Result(1)];
+    }
+
+    private static Instruction RelativeToRip(Action<Assembler> one)
+    {
+        var a = new Assembler(64);
+        one(a);
+        Instruction instruction = a.Instructions[0];
+        instruction.MemoryBase = Register.RIP;
+        instruction.MemoryDisplSize = 8;
+        instruction.MemoryDisplacement64 = FarData;
+        return instruction;
     }
 }
