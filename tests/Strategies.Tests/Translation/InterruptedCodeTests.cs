@@ -270,7 +270,7 @@ public sealed class InterruptedCodeTests
                 {
                     a.fild(__qword_ptr[rsp - 40]);
                     a.fld1();
-                    a.faddp();
+                    a.faddp(st1, st0);
                     a.fistp(__qword_ptr[rsp - 40]);
                     a.add(r9, __qword_ptr[rsp - 40]);
                 }
