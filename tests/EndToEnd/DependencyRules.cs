@@ -19,7 +19,7 @@ public sealed partial class DependencyRules
     };
 
     /// <summary>Folders of Strategies that others there may name: the carrier serves two engines, Native is the OS.</summary>
-    private static readonly string[] SharedStrategyFolders = ["Carrier", "Native"];
+    private static readonly string[] SharedStrategyFolders = ["Carrier", "Native", "Shadow"];
 
     [Fact]
     public void Projects_reference_only_those_that_the_architecture_lets_them_know()

@@ -1,6 +1,7 @@
 using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 using VirtBench.Strategies;
+using VirtBench.Strategies.BinaryTranslation;
 using VirtBench.Strategies.Hardware;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -364,6 +365,9 @@ internal static partial class HostileGuests
         ["system call of the host"] = (Broken, "triple fault"),
     };
 
+    /// <summary>Guests that fare otherwise than under direct execution: the translator knows what the platform does not have.</summary>
+    private static readonly Dictionary<string, (int, string)> Translated = new() { ["AVX"] = (Broken, "vzeroupper") };
+
     /// <summary>Guests whose instruction is lacking where a module emulates ring 0.</summary>
     private static readonly HashSet<string> BeyondEmulation =
     [
@@ -390,6 +394,7 @@ internal static partial class HostileGuests
             onHardware && KvmHost.Current.RingZero == RingZeroExecution.Emulated && BeyondEmulation.Contains(name)
                 ? (Broken, "the instruction emulator of")
             : onHardware && OnHardware.TryGetValue(name, out (int, string) expected) ? expected
+            : strategy is BinaryTranslationStrategy && Translated.TryGetValue(name, out (int, string) refused) ? refused
             : strategy.IsSimulated ? (one.Simulated, one.SimulatorSays)
             : (one.OnHost, one.HostSays);
         return (code, code == Usable ? null : says);

@@ -1,4 +1,4 @@
-using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
@@ -8,6 +8,17 @@ namespace VirtBench.Strategies.BinaryTranslation;
 /// <summary>Dynamic binary translation of all guest code, x86-64 to x86-64, in a carrier.</summary>
 public sealed class BinaryTranslationStrategy : Strategy
 {
+    private static readonly CarrierProbe Probe = new(
+        (cpu, memory, byIret) =>
+            OperatingSystem.IsLinux()
+                ? new TranslationEngine(
+                    cpu,
+                    memory,
+                    new TranslationOptions { ReturnByIret = byIret, TimeSource = "self-check" }
+                )
+                : throw new PlatformNotSupportedException()
+    );
+
     /// <inheritdoc/>
     public override string Id => "binary-translation";
 
@@ -45,7 +56,7 @@ public sealed class BinaryTranslationStrategy : Strategy
     } = 16 << 20;
 
     /// <inheritdoc/>
-    public override string? UnavailableReason() => DirectExecutionProbe.UnavailableReason;
+    public override string? UnavailableReason() => Probe.UnavailableReason;
 
     /// <inheritdoc/>
     public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
@@ -61,7 +72,7 @@ public sealed class BinaryTranslationStrategy : Strategy
             new TranslationOptions
             {
                 CodeCacheSize = CodeCacheSize,
-                ReturnByIret = DirectExecutionProbe.IretRefusal is null,
+                ReturnByIret = Probe.IretRefusal is null,
                 TimeSource =
                     "measured on this host; exits are calls out of translated code through shared memory, faults are signals",
             }

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using Iced.Intel;
 using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Cpu;
@@ -283,6 +284,25 @@ internal sealed unsafe partial class BlockTranslator
         EmitExit(SiteKind.Indirect, (ulong)branch.Number);
     }
 
+    // Too many targets: it looks them up from now on. The lookup of a return follows behind; another branch's goes into the chain's own place, where the
+    // piece that begins behind the first instruction of a comparison is the one that begins behind the first instruction of the lookup.
+    private static void GiveUpChain(TranslationCache cache, IndirectBranch branch, CodeWriter w)
+    {
+        if (branch.Pops > 0)
+        {
+            _ = w.Jump(branch.Lookup);
+            return;
+        }
+
+        const Repairs both = Repairs.Rcx | Repairs.R11;
+        int end = (int)(branch.Lookup - CarrierLayout.CodeCache);
+        cache.Recovery.Overwrite(branch.Chain, branch.Chain + 1, new(0, RipSource.Rcx, Repairs.Rcx, 0, 0));
+        cache.Recovery.Overwrite(branch.Chain + 1, end, new(0, RipSource.Rcx, both, 0, 0));
+        w.Store(SavedR11, R11);
+        Debug.Assert(w.Offset == branch.Chain + ComparisonSize - JumpIfRcxSize);
+        EmitTableJump(ref w, branch);
+    }
+
     /// <summary>Lets an indirect branch know one more target.</summary>
     /// <param name="cache">The cache that it is in.</param>
     /// <param name="branch">The branch.</param>
@@ -293,7 +313,7 @@ internal sealed unsafe partial class BlockTranslator
         var w = new CodeWriter(cache.Code, branch.Chain);
         if (count == ChainLength || !IsNear(target))
         {
-            _ = w.Jump(branch.Lookup); // too many: the chain is given up
+            GiveUpChain(cache, branch, w);
             return;
         }
 
@@ -345,17 +365,22 @@ internal sealed unsafe partial class BlockTranslator
             return;
         }
 
-        _w.StoreInt32(BranchNumber, branch.Number);
         if ((repairs & Repairs.R11) == 0)
         {
             _w.Store(SavedR11, R11);
             MarkComputed(RipSource.Rcx, Repairs.Rcx | Repairs.R11);
         }
 
-        _w.MoveImmediate(R11, CarrierLayout.LookupTable / sizeof(ulong));
-        _w.MoveCxIntoR11();
-        _w.LoadR11TimesEight();
-        _w.JumpR11();
+        EmitTableJump(ref _w, branch);
+    }
+
+    private static void EmitTableJump(ref CodeWriter w, IndirectBranch branch)
+    {
+        w.StoreInt32(BranchNumber, branch.Number);
+        w.MoveImmediate(R11, CarrierLayout.LookupTable / sizeof(ulong));
+        w.MoveCxIntoR11();
+        w.LoadR11TimesEight();
+        w.JumpR11();
     }
 
     /// <summary>

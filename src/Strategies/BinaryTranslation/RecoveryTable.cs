@@ -159,6 +159,15 @@ internal sealed class RecoveryTable
         return low;
     }
 
+    /// <summary>Gives the pieces that begin in a stretch of code another meaning, its offset left out.</summary>
+    public void Overwrite(int start, int end, in RecoveryPoint meaning)
+    {
+        for (int i = CountUpTo(start - 1); i < Count && _points[i].Offset < end; i++)
+        {
+            _points[i] = meaning with { Offset = _points[i].Offset };
+        }
+    }
+
     /// <summary>Forgets what was added last.</summary>
     public void Truncate(int count) => Count = count;
 

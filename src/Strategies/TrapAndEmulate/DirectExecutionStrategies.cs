@@ -1,9 +1,36 @@
+using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.TrapAndEmulate;
+
+/// <summary>Whether this host can run guests directly.</summary>
+internal static class DirectExecutionProbe
+{
+    private static readonly CarrierProbe Instance = new(
+        (cpu, memory, byIret) =>
+            OperatingSystem.IsLinux()
+                ? new DirectExecutionEngine(
+                    cpu,
+                    memory,
+                    new DirectExecutionOptions
+                    {
+                        TrapTimeStampCounter = true,
+                        ReturnByIret = byIret,
+                        TimeSource = "self-check",
+                    }
+                )
+                : throw new PlatformNotSupportedException()
+    );
+
+    /// <inheritdoc cref="CarrierProbe.UnavailableReason"/>
+    public static string? UnavailableReason => Instance.UnavailableReason;
+
+    /// <inheritdoc cref="CarrierProbe.IretRefusal"/>
+    public static string? IretRefusal => Instance.IretRefusal;
+}
 
 /// <summary>What the two strategies that run guest code directly in a carrier have in common.</summary>
 public abstract class DirectExecutionStrategy : Strategy

@@ -74,8 +74,11 @@ internal sealed class BehaviourGuest : IDisposable
     private ulong _nextTable = Tables + 0x1000;
 
     public BehaviourGuest(string strategy, int ring, Action<Assembler>? program = null)
+        : this(StrategyCatalog.Find(strategy)!, ring, program) { }
+
+    public BehaviourGuest(Strategy strategy, int ring, Action<Assembler>? program = null)
     {
-        Strategy = StrategyCatalog.Find(strategy)!;
+        Strategy = strategy;
         Assert.SkipWhen(Strategy.UnavailableReason() is not null, Strategy.UnavailableReason() ?? "");
         Assert.SkipWhen(
             ring == 0 && Strategy.EmulatesRingZero,

@@ -1,31 +1,39 @@
 using System.ComponentModel;
 using System.Runtime.InteropServices;
 using System.Runtime.Versioning;
-using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
 
-namespace VirtBench.Strategies.TrapAndEmulate;
+namespace VirtBench.Strategies.Carrier;
 
 /// <summary>
-/// Whether this host can run guests directly, found out by doing it: a guest of three instructions is trapped and resumed
+/// Whether this host can run guests in carriers by a certain engine, found out by doing it: a guest of three instructions exits and is resumed
 /// over each return path, and every register must come back as it went in.
 /// </summary>
-internal static class DirectExecutionProbe
+internal sealed class CarrierProbe
 {
     private const ulong CodeAddress = 0x8_0000;
 
-    private static readonly Lazy<(string? Reason, string? IretReason)> Result = new(Probe);
+    private readonly Func<VirtualCpu, GuestMemory, bool, IExecutionEngine> _create;
+    private readonly Lazy<(string? Reason, string? IretReason)> _result;
 
-    /// <summary>Why the host cannot run guests directly, in one line; null when it can.</summary>
-    public static string? UnavailableReason => Result.Value.Reason;
+    /// <summary>Nothing is tried before it is asked for.</summary>
+    /// <param name="create">Makes the engine; the last argument is whether it returns to the guest by XRSTOR and IRETQ.</param>
+    public CarrierProbe(Func<VirtualCpu, GuestMemory, bool, IExecutionEngine> create)
+    {
+        _create = create;
+        _result = new(Probe);
+    }
+
+    /// <summary>Why the host cannot run guests so, in one line; null when it can.</summary>
+    public string? UnavailableReason => _result.Value.Reason;
 
     /// <summary>Why the return by XRSTOR and IRETQ is not used; null when its self-check has passed.</summary>
-    public static string? IretRefusal => Result.Value.IretReason;
+    public string? IretRefusal => _result.Value.IretReason;
 
-    private static (string?, string?) Probe()
+    private (string?, string?) Probe()
     {
         if (!OperatingSystem.IsLinux() || RuntimeInformation.ProcessArchitecture != Architecture.X64)
         {
@@ -45,7 +53,7 @@ internal static class DirectExecutionProbe
     }
 
     [SupportedOSPlatform("linux")]
-    private static unsafe string? SelfCheck(bool returnByIret)
+    private unsafe string? SelfCheck(bool returnByIret)
     {
         try
         {
@@ -54,17 +62,8 @@ internal static class DirectExecutionProbe
             new CarrierProcess(memory.FileDescriptor, carrier).Dispose(); // what the host refuses, by itself
 
             using var cpu = new VirtualCpu();
-            using var engine = new DirectExecutionEngine(
-                cpu,
-                memory,
-                new DirectExecutionOptions
-                {
-                    TrapTimeStampCounter = true,
-                    ReturnByIret = returnByIret,
-                    TimeSource = "self-check",
-                }
-            );
-            byte[] code = [0xFA, 0xFA, 0xFA]; // cli
+            using IExecutionEngine engine = _create(cpu, memory, returnByIret);
+            byte[] code = [0xF4, 0xF4, 0xF4]; // HLT
             memory.Write(CodeAddress, code);
             cpu.Rip = CodeAddress;
             FillWithPattern(cpu);
@@ -94,7 +93,7 @@ internal static class DirectExecutionProbe
 
                 if (exit.Reason != VmExitReason.PrivilegedInstruction)
                 {
-                    return $"the self-check's CLI did not trap in ring 3 but gave {exit.Reason}";
+                    return $"the self-check's HLT did not exit but gave {exit.Reason}";
                 }
 
                 engine.SaveLazyState();
