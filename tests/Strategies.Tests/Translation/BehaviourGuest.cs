@@ -141,6 +141,8 @@ internal sealed class BehaviourGuest : IDisposable
 
     public VirtualMachine Machine { get; }
 
+    public IExecutionEngine Engine => _engine;
+
     public GuestMemory Memory => Machine.Memory;
 
     /// <summary>U/S of an error code of #PF that the guest's own accesses raise.</summary>

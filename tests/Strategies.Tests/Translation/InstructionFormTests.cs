@@ -281,4 +281,67 @@ public sealed class InstructionFormTests
         Assert.Equal(0UL, guest.Result(0));
         Assert.NotEqual(0UL, guest.Result(1));
     }
+
+    /// <summary>Jumps to one short end that branches indirectly, behind any number of instructions, and stepped.</summary>
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void A_jump_leads_to_a_common_end_wherever_in_its_code_it_stands(string strategy, int ring)
+    {
+        using var guest = new BehaviourGuest(strategy, ring);
+        guest.Write(
+            Start,
+            a =>
+            {
+                Label end = a.CreateLabel();
+                Label start = a.CreateLabel();
+                Label back = a.CreateLabel();
+                var ways = new List<Label>();
+                a.xor(ebx, ebx);
+                a.jmp(start);
+                a.Label(ref end);
+                a.inc(ebx);
+                a.ret();
+                for (int length = 60; length < 68; length++)
+                {
+                    Label way = a.CreateLabel();
+                    a.Label(ref way);
+                    ways.Add(way);
+                    for (int i = 0; i < length; i++)
+                    {
+                        a.nop();
+                    }
+
+                    a.jmp(end);
+                    a.ud2();
+                }
+
+                a.Label(ref start);
+                a.call(end);
+                foreach (Label way in ways)
+                {
+                    a.call(way);
+                }
+
+                a.lea(rax, __[back]);
+                a.push(rax);
+                a.push((int)(Rflags.AlwaysSet | Rflags.Tf));
+                a.popfq();
+                a.jmp(end);
+                a.ud2();
+                a.Label(ref back);
+                a.push((int)Rflags.AlwaysSet);
+                a.popfq();
+                a.mov(ResultSlot(0), rbx);
+                a.StoreAddress(end, Results + 8);
+                a.StoreAddress(back, Results + 16);
+                a.End();
+            }
+        );
+        Assert.Equal(0, guest.Run());
+        Assert.Equal(10UL, guest.Result(0));
+        Assert.Equal(
+            [guest.Result(1), guest.Result(1) + 2, guest.Result(2)],
+            guest.Exceptions.Take(3).Select(one => one.Rip)
+        );
+    }
 }

@@ -324,6 +324,36 @@ public sealed class InterruptedCodeTests
         return [guest.Result(0), guest.Result(1)];
     }
 
+    [Theory]
+    [InlineData(0)]
+    [InlineData(3)]
+    public void A_guest_whose_deadlines_are_always_over_has_its_blocks_linked(int ring)
+    {
+        using var guest = new BehaviourGuest("binary-translation", ring);
+        guest.Write(
+            Start,
+            a =>
+            {
+                Label again = a.CreateLabel();
+                a.mov(ecx, 1000);
+                a.Label(ref again);
+                for (int i = 0; i < 4; i++)
+                {
+                    Label next = a.CreateLabel();
+                    a.jmp(next);
+                    a.ud2();
+                    a.Label(ref next);
+                }
+
+                a.dec(ecx);
+                a.jnz(again);
+                a.End();
+            }
+        );
+        Assert.Equal(0, guest.RunPastDeadlines());
+        Assert.InRange(guest.Engine.TranslationStatistics!.Links, 1, 100);
+    }
+
     private static Instruction RelativeToRip(Action<Assembler> one)
     {
         var a = new Assembler(64);
