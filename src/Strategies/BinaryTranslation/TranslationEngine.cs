@@ -163,7 +163,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         {
             for (bool first = true; ; first = false)
             {
-                if (TakeKick() || (!first && HostClock.Instance.Ticks >= Deadline))
+                if (TakeKick())
                 {
                     return new VmExit(VmExitReason.Interrupted);
                 }
@@ -197,6 +197,12 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 }
 
                 Connect(cache, block);
+                if (!first && !_stepping && HostClock.Instance.Ticks >= Deadline)
+                {
+                    // Only now: a guest whose deadlines are always over would otherwise come the same way each time.
+                    return new VmExit(VmExitReason.Interrupted);
+                }
+
                 Enter(carrier, cache, block, windowWanted);
                 ResumeAndWait(carrier);
                 VmExit? exit = Leave(carrier, cache);
