@@ -253,6 +253,16 @@ public sealed class ExecFacts
         Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--dump-translation", "-", "--json")
             .AssertFails(ExitCode.Usage, "both write to standard output");
 
+    [Fact]
+    public void Lookups_are_counted_only_where_code_is_made()
+    {
+        Exec(GuestFile.Of(a => Exit(a, 0)), Simulated, "--count-lookups")
+            .AssertFails(ExitCode.Usage, $"--count-lookups: {Simulated} looks no branch up");
+        SkipUnavailable("binary-translation");
+        Call call = Exec(GuestFile.Of(a => Exit(a, 0)), "binary-translation", "--count-lookups");
+        Assert.Contains("look-ups that missed 0 and hit 0", call.Succeeded().Output, StringComparison.Ordinal);
+    }
+
     /// <summary>An engine that shows a block at its first entry and exits.</summary>
     private static StuckStrategy Shows(Action<ITranslationObserver>? show = null)
     {

@@ -3,6 +3,7 @@ using System.Globalization;
 using System.Text;
 using VirtBench.Measurement;
 using VirtBench.Strategies;
+using VirtBench.Strategies.BinaryTranslation;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
@@ -47,6 +48,11 @@ internal static class ExecCommand
         "FILE|-"
     );
 
+    private static readonly Option<bool> CountLookups = new("--count-lookups")
+    {
+        Description = "Count the indirect branches of translated code that find their target inline, which costs time",
+    };
+
     private static readonly Dictionary<string, ulong> NoStatistics = [];
 
     static ExecCommand()
@@ -76,6 +82,7 @@ internal static class ExecCommand
             shadow,
             strict,
             DumpTranslation,
+            CountLookups,
             json,
         };
         command.SetAction(parsed =>
@@ -99,14 +106,25 @@ internal static class ExecCommand
                 Timeout = TimeSpan.FromSeconds(seconds),
                 Strict = parsed.GetValue(strict),
             };
+            Strategy strategy = Choice.AvailableStrategy(
+                parsed.GetValue(StrategyId)!,
+                Choice.Profile(parsed.GetValue(costs)),
+                parsed.GetValue(shadow)
+            );
+            if (parsed.GetValue(CountLookups))
+            {
+                strategy =
+                    strategy is BinaryTranslationStrategy
+                        ? new BinaryTranslationStrategy { CountsLookups = true }
+                        : throw new UsageException(
+                            $"--count-lookups: {strategy.Id} looks no branch up; use --strategy binary-translation"
+                        );
+            }
+
             return Execute(
                 terminal,
                 parsed.GetValue(Guest)!,
-                Choice.AvailableStrategy(
-                    parsed.GetValue(StrategyId)!,
-                    Choice.Profile(parsed.GetValue(costs)),
-                    parsed.GetValue(shadow)
-                ),
+                strategy,
                 options,
                 parsed.GetValue(json),
                 parsed.GetValue(DumpTranslation)

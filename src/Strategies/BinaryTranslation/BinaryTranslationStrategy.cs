@@ -35,6 +35,9 @@ public sealed class BinaryTranslationStrategy : Strategy
     /// <inheritdoc/>
     public override bool RunsPrivilegedGuests => true;
 
+    /// <summary>Count the indirect branches that find their target inline (<see cref="TranslationStatistics.LookupHits"/>), which costs time.</summary>
+    public bool CountsLookups { get; init; }
+
     /// <summary>Bytes of the code cache that each address space and ring of the guest has; 1 to 64 MiB in whole pages.</summary>
     /// <exception cref="ArgumentOutOfRangeException">It is not such a number.</exception>
     public int CodeCacheSize
@@ -72,6 +75,7 @@ public sealed class BinaryTranslationStrategy : Strategy
             new TranslationOptions
             {
                 CodeCacheSize = CodeCacheSize,
+                CountLookups = CountsLookups,
                 ReturnByIret = Probe.IretRefusal is null,
                 TimeSource =
                     "measured on this host; exits are calls out of translated code through shared memory, faults are signals",

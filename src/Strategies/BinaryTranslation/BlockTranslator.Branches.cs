@@ -200,7 +200,7 @@ internal sealed unsafe partial class BlockTranslator
     // empty place is a jump to the chain's end.
     private void EmitChain(IndirectBranch branch)
     {
-        if (_use == BlockUse.Step || ChainLength == 0)
+        if (_use == BlockUse.Step)
         {
             return;
         }
@@ -226,6 +226,7 @@ internal sealed unsafe partial class BlockTranslator
         {
             int next = _w.Offset + HitSize;
             MarkChain(branch, RipSource.Chain, Repairs.Rcx, i);
+            EmitCount(ref _w);
             _w.Load(Gpr.Rcx, SavedRcx);
             MarkChain(branch, RipSource.Chain, Repairs.None, i);
             if (branch.Pops > 0)
@@ -263,8 +264,19 @@ internal sealed unsafe partial class BlockTranslator
     // LEA rcx, [rcx − …] and JRCXZ.
     private const int ComparisonSize = 9;
 
-    // MOV rcx, [saved]; LEA rsp, [rsp + …]; JMP.
-    private const int HitSize = 20;
+    // MOV rcx, [saved]; LEA rsp, [rsp + …]; JMP. And the count: MOV, LEA, MOV.
+    private int HitSize => CountsLookups ? 41 : 20;
+
+    // With RCX free.
+    private void EmitCount(ref CodeWriter w)
+    {
+        if (CountsLookups)
+        {
+            w.Load(Gpr.Rcx, LookupHits);
+            w.Lea(Gpr.Rcx, Gpr.Rcx, 1);
+            w.Store(LookupHits, Gpr.Rcx);
+        }
+    }
 
     private void EmitUnknownTarget(IndirectBranch branch)
     {
@@ -327,6 +339,7 @@ internal sealed unsafe partial class BlockTranslator
         w.Lea(Gpr.Rcx, Gpr.Rcx, (int)target);
 
         w.Offset = hit;
+        EmitCount(ref w);
         w.Load(Gpr.Rcx, SavedRcx);
         if (branch.Pops > 0)
         {
@@ -403,6 +416,7 @@ internal sealed unsafe partial class BlockTranslator
         _ = _w.Jump(CarrierStub.Instance.LookupMissedAddress);
         _w.PatchShortToHere(match);
         Mark(rip, both);
+        EmitCount(ref _w);
         _w.Load(Gpr.Rcx, SavedRcx);
         Mark(rip, Repairs.R11);
         _w.Load(R11, SavedR11);

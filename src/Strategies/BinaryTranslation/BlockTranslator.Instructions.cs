@@ -228,7 +228,7 @@ internal sealed unsafe partial class BlockTranslator
         _w.Store(SavedOther, lent);
         Mark(instruction.IP, Repairs.Other, (byte)lent);
         _w.MoveImmediate(lent, address);
-        EmitEncoded(changed);
+        EmitEncoded(changed, lent, instruction.IP);
         Mark(instruction.NextIP, Repairs.Other, (byte)lent);
         _w.Load(lent, SavedOther);
     }
@@ -259,11 +259,19 @@ internal sealed unsafe partial class BlockTranslator
 
     private static bool IsHighByte(Register register) => register is >= Register.AH and <= Register.BH;
 
-    private void EmitEncoded(in Instruction instruction)
+    // What Iced does not encode is left to the core, with the lent register given back.
+    private void EmitEncoded(in Instruction instruction, int lent, ulong rip)
     {
         _encoded.Length = 0;
-        _ = _encoder.Encode(instruction, _w.Address);
-        _w.Bytes(_encoded.Buffer.AsSpan(0, _encoded.Length));
+        if (_encoder.TryEncode(instruction, _w.Address, out _, out _))
+        {
+            _w.Bytes(_encoded.Buffer.AsSpan(0, _encoded.Length));
+        }
+        else
+        {
+            _w.Load(lent, SavedOther);
+            EmitExit(SiteKind.Instruction, rip);
+        }
     }
 
     // ------------------------------------------------------------------------------------------------ the interrupt flag
@@ -461,7 +469,7 @@ internal sealed unsafe partial class BlockTranslator
         _w.Store(SavedOther, lent);
         Mark(instruction.IP, Repairs.Other, (byte)lent);
         _w.Load32(lent, field);
-        EmitEncoded(Instruction.Create(Code.Mov_rm16_r16, memory, Register.AX + lent));
+        EmitEncoded(Instruction.Create(Code.Mov_rm16_r16, memory, Register.AX + lent), lent, instruction.IP);
         Mark(instruction.NextIP, Repairs.Other, (byte)lent);
         _w.Load(lent, SavedOther);
         return true;
@@ -484,9 +492,9 @@ internal sealed unsafe partial class BlockTranslator
         _w.Store(SavedOther, lent);
         Mark(instruction.IP, Repairs.Other, (byte)lent);
         _w.Load32(lent, State(gdt ? nameof(VirtualState.GdtLimit) : nameof(VirtualState.IdtLimit)));
-        EmitEncoded(Instruction.Create(Code.Mov_rm16_r16, limit, Register.AX + lent));
+        EmitEncoded(Instruction.Create(Code.Mov_rm16_r16, limit, Register.AX + lent), lent, instruction.IP);
         _w.Load(lent, State(gdt ? nameof(VirtualState.GdtBase) : nameof(VirtualState.IdtBase)));
-        EmitEncoded(Instruction.Create(Code.Mov_rm64_r64, address, Register.RAX + lent));
+        EmitEncoded(Instruction.Create(Code.Mov_rm64_r64, address, Register.RAX + lent), lent, instruction.IP);
         Mark(instruction.NextIP, Repairs.Other, (byte)lent);
         _w.Load(lent, SavedOther);
         return true;

@@ -85,11 +85,14 @@ internal sealed unsafe partial class BlockTranslator
         _encoder = Encoder.Create(64, _encoded);
     }
 
-    /// <summary>How many targets an indirect branch compares with before it looks its target up.</summary>
-    public int ChainLength { get; init; } = DefaultChainLength;
+    /// <summary>Count the indirect branches that find their target inline, at the cost of three instructions each.</summary>
+    public bool CountsLookups { get; init; }
 
-    /// <summary>See docs/benchmarks.md for what the choice rests on.</summary>
-    public const int DefaultChainLength = 4;
+    /// <summary>
+    /// How many targets an indirect branch compares with before it looks its target up; see docs/benchmarks.md for what the choice rests on. Where hits
+    /// are counted there is room for one less within the reach of JRCXZ.
+    /// </summary>
+    private int ChainLength => CountsLookups ? 3 : 4;
 
     /// <summary>Is shown every block but those of steps; null for nobody.</summary>
     public ITranslationObserver? Observer { get; set; }
@@ -326,7 +329,7 @@ internal sealed unsafe partial class BlockTranslator
                 && tail == 0
                 && !checks
                 && second is null
-                && IsTail(decoded.Instruction.NearBranchTarget, start)
+                && IsTail(decoded.Instruction.NearBranchTarget, start, decoded.Instruction.NextIP)
             )
             {
                 decoded.Class = InstructionClass.Followed;
@@ -365,7 +368,8 @@ internal sealed unsafe partial class BlockTranslator
         return count;
     }
 
-    private bool IsTail(ulong target, ulong start)
+    // Apart from the block so far, which is the stretch from start to end.
+    private bool IsTail(ulong target, ulong start, ulong end)
     {
         if (((target ^ start) & ~(GuestMemory.PageSize - 1)) != 0)
         {
@@ -374,7 +378,8 @@ internal sealed unsafe partial class BlockTranslator
 
         Block? block = _cache.TryFind(target, out Block known) ? known : _cache.FindInside(target);
         return block is { EndsIndirectly: true, ChecksItself: false, TailLength: 0, Length: <= MaximumTail }
-            && ((target + (ulong)block.Length - 1) ^ start) < GuestMemory.PageSize;
+            && ((target + (ulong)block.Length - 1) ^ start) < GuestMemory.PageSize
+            && (target >= end || target + (ulong)block.Length <= start);
     }
 
     // Bytes that are missing have to be fetched only if the instruction really has them.
@@ -537,6 +542,7 @@ internal sealed unsafe partial class BlockTranslator
         SavedRax = CodeWriter.Field(nameof(ControlPage.SavedRax)),
         SavedR11 = CodeWriter.Field(nameof(ControlPage.SavedR11)),
         SavedOther = CodeWriter.Field(nameof(ControlPage.SavedOther)),
+        LookupHits = CodeWriter.Field(nameof(ControlPage.LookupHits)),
         BranchNumber = CodeWriter.Field(nameof(ControlPage.Branch)),
         LookupTarget = CodeWriter.Field(nameof(ControlPage.LookupTarget)),
         WindowWanted = CodeWriter.Field(nameof(ControlPage.WindowWanted)),

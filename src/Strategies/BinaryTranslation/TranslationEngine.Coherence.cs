@@ -1,3 +1,4 @@
+using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
@@ -30,10 +31,26 @@ internal sealed unsafe partial class TranslationEngine : ICodeSource
             _ticks,
             _links,
             _lookupMisses,
-            null,
+            CountLookupHits(),
             _invalidations,
             _flushes
         );
+
+    private long? CountLookupHits()
+    {
+        if (!_translator.CountsLookups)
+        {
+            return null;
+        }
+
+        ulong hits = 0;
+        for (int slot = 0; slot < CarrierLayout.MaximumCarriers; slot++)
+        {
+            hits += Pool[slot] is { } carrier ? Volatile.Read(ref carrier.Control->LookupHits) : 0;
+        }
+
+        return (long)(hits & long.MaxValue); // a guest may have written anything there
+    }
 
     /// <inheritdoc/>
     public bool TryFetch(ulong address, out byte* page, out CodeFrame frame)

@@ -17,6 +17,9 @@ internal sealed record TranslationOptions
     /// <summary>Bytes of each carrier's code cache, the shortest that works to 64 MiB; in whole pages.</summary>
     public int CodeCacheSize { get; init; } = 16 << 20;
 
+    /// <summary>See <see cref="BlockTranslator.CountsLookups"/>.</summary>
+    public bool CountLookups { get; init; }
+
     /// <summary>Return to the guest by XRSTOR and IRETQ instead of rt_sigreturn.</summary>
     public required bool ReturnByIret { get; init; }
 
@@ -70,7 +73,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             options.CodeCacheSize
         )
     {
-        _translator = new BlockTranslator(this);
+        _translator = new BlockTranslator(this) { CountsLookups = options.CountLookups };
         _shadow = (CachedShadow)Shadow;
         _shadow.CodeWritten = CodeWritten;
     }

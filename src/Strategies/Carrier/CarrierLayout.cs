@@ -305,6 +305,10 @@ internal unsafe struct ControlPage
     [FieldOffset(0x1F0)]
     public ulong Scratch;
 
+    /// <summary>Indirect branches that have found their target inline, where they are counted.</summary>
+    [FieldOffset(0x1A0)]
+    public ulong LookupHits;
+
     /// <summary>What SGDT, SIDT, SLDT, STR, SMSW, MOV from CR and MOV from a segment register read.</summary>
     [FieldOffset(0x200)]
     public VirtualState Virtual;

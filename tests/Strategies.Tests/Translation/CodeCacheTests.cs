@@ -154,6 +154,48 @@ public sealed class CodeCacheTests
     }
 
     [Theory]
+    [InlineData(0)]
+    [InlineData(3)]
+    public void Every_indirect_branch_has_hit_or_missed_where_that_is_counted(int ring)
+    {
+        const int calls = 1000;
+        const int functions = 6; // more than a chain has room for
+        using var guest = new BehaviourGuest(
+            new BinaryTranslationStrategy { CountsLookups = true },
+            ring,
+            a =>
+            {
+                Label again = a.CreateLabel();
+                Label[] targets = [.. Enumerable.Range(0, functions).Select(_ => a.CreateLabel())];
+                a.mov(r12d, calls);
+                a.xor(ebx, ebx);
+                a.Label(ref again);
+                foreach (ref Label target in targets.AsSpan())
+                {
+                    a.lea(rax, __[target]);
+                    a.call(rax);
+                }
+
+                a.dec(r12d);
+                a.jnz(again);
+                a.mov(ResultSlot(0), rbx);
+                a.End();
+                for (int i = 0; i < functions; i++)
+                {
+                    a.Label(ref targets[i]);
+                    a.add(rbx, i);
+                    a.ret();
+                }
+            }
+        );
+        Assert.Equal(0, guest.Run());
+        Assert.Equal((ulong)calls * functions * (functions - 1) / 2, guest.Result(0));
+        TranslationStatistics done = guest.Machine.TranslationStatistics()!;
+        Assert.Equal(2L * calls * functions, done.LookupHits + done.LookupMisses);
+        Assert.InRange(done.LookupMisses, 2 * functions, 100);
+    }
+
+    [Theory]
     [InlineData((1 << 20) - 4096)]
     [InlineData((64 << 20) + 4096)]
     [InlineData((1 << 20) + 1)]
