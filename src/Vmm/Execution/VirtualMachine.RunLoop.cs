@@ -40,7 +40,12 @@ public sealed partial class VirtualMachine
                     return new RunOutcome(RunEnd.Failed, 0, why);
                 }
 
-                _engine.Idle();
+                if (_disk is null || _disk.TryEnter())
+                {
+                    _engine.Idle();
+                    _disk?.Left();
+                }
+
                 now = clock.Ticks;
                 if (Stopped(deadline, cancellation) is { } stopped)
                 {
@@ -50,10 +55,22 @@ public sealed partial class VirtualMachine
                 continue;
             }
 
+            if (_disk is not null && !_disk.TryEnter())
+            {
+                now = clock.Ticks;
+                continue; // to take over what it has completed
+            }
+
             ulong entry = Cpu.Rip;
             VmExit exit = _step ? _engine.Step() : _engine.Run();
             ulong seen = clock.Ticks;
             _step = false;
+            if (_disk is not null)
+            {
+                _disk.Left();
+                DrainDisk(); // before a device is asked
+            }
+
             if (!deliversEvents && (Cpu.Rip != entry || exit.Reason == VmExitReason.Stepped))
             {
                 Cpu.InterruptShadow = false; // the one instruction is over
@@ -150,13 +167,13 @@ public sealed partial class VirtualMachine
 
     // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
     private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
-        _userFaults?.Failure is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
+        (_userFaults?.Failure ?? _disk?.Failure) is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
         : cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
         : deadline.IsCancellationRequested
             ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
         : null;
 
-    /// <summary>Lets the timer's events happen that are due, and tells the engine of the next.</summary>
+    /// <summary>Lets the timer's and the disk's events happen that are due, and tells the engine of the next.</summary>
     private void PassTime(ulong now)
     {
         if (now >= Timer.NextEvent)
@@ -164,9 +181,15 @@ public sealed partial class VirtualMachine
             Timer.Advance(now);
         }
 
-        if (Timer.NextEvent != _deadline)
+        ulong next = Timer.NextEvent;
+        if (_disk is not null)
         {
-            _deadline = Timer.NextEvent;
+            next = Math.Min(next, PassDiskTime(now));
+        }
+
+        if (next != _deadline)
+        {
+            _deadline = next;
             _engine.Deadline = _deadline;
         }
     }
@@ -232,6 +255,7 @@ public sealed partial class VirtualMachine
     {
         string? why =
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
+            : DiskMayWake() ? null
             : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
                 ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
             : Timer.NextEvent == ulong.MaxValue && !Interrupts.IsPending(IntervalTimer.Line)

@@ -62,6 +62,7 @@ public sealed partial class VirtualMachine
         Cpu.TscOffset += old.Clock.Ticks - created.Clock.Ticks;
         _measurement.SwitchEngine(created);
         Timer.SwitchClock(created.Clock);
+        _disk?.SwitchClock(created.Clock, created.Capabilities.ComputedTime);
         _emulator.SwitchEngine(created);
         _transaction?.SwitchEngine(created);
         _engine = created;

@@ -152,7 +152,11 @@ public sealed partial class VirtualMachine : IDisposable
     /// Gives the VM up while a thread is still in <see cref="Run"/> and does not come back: its memory and its engine stay as
     /// they are until the process ends, since that thread may go on using them. <see cref="Dispose"/> then does nothing.
     /// </summary>
-    public void Abandon() => _abandoned = true;
+    public void Abandon()
+    {
+        _abandoned = true;
+        _disk?.Abandon();
+    }
 
     /// <summary>
     /// What became of the interrupts so far; null when the guest has never initialized an interrupt controller.
@@ -197,6 +201,7 @@ public sealed partial class VirtualMachine : IDisposable
             return;
         }
 
+        _disk?.Dispose(); // its thread writes guest memory
         _engine.Dispose();
         _userFaults?.Dispose();
         _transaction?.Dispose();
