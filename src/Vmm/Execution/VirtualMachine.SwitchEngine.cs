@@ -63,6 +63,7 @@ public sealed partial class VirtualMachine
         _measurement.SwitchEngine(created);
         Timer.SwitchClock(created.Clock);
         _emulator.SwitchEngine(created);
+        _hypercalls?.SwitchEngine(created);
         _transaction?.SwitchEngine(created);
         _engine = created;
         _deadline = ulong.MaxValue; // the new one has been told of none

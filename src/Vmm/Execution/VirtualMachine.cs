@@ -4,6 +4,7 @@ using VirtBench.Vmm.Devices;
 using VirtBench.Vmm.Emulation;
 using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Vmm.Execution;
 
@@ -22,6 +23,7 @@ public sealed partial class VirtualMachine : IDisposable
     private readonly MeasurementPorts _measurement;
     private volatile bool _abandoned;
     private volatile bool _running;
+    private Hypercalls? _hypercalls;
 
     /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
     /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
@@ -100,6 +102,9 @@ public sealed partial class VirtualMachine : IDisposable
         _engine.LoadLazyState();
         _engineFailure = null;
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+        _hypercalls = options.Paravirtual ? new Hypercalls(Cpu, Memory, _emulator, Interrupts, Serial, _engine) : null;
+        _emulator.Hypercalls = _hypercalls;
+        _hypercalls?.Start();
         _engine.SwitchAddressSpace();
     }
 
