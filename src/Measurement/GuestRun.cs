@@ -3,6 +3,7 @@ using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Measurement;
 
@@ -118,7 +119,14 @@ public static class GuestRun
             );
         }
 
-        machine.Load(image, new BootOptions { Parameters = options.Parameters });
+        machine.Load(
+            image,
+            new BootOptions
+            {
+                Parameters = options.Parameters,
+                Paravirtual = strategy.Interface == GuestInterface.Paravirtual,
+            }
+        );
         IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);
 
         VcpuRun run = VcpuThread.Run(machine, options.Timeout, options.Grace, cancellation);

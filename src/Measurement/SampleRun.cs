@@ -1,6 +1,7 @@
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement;
@@ -43,7 +44,14 @@ internal sealed class VirtualMachineRunner(SweepOptions options)
         SampleRun run;
         using (var machine = new VirtualMachine(options.RamBytes, strategy.CreateEngine, options.Strict))
         {
-            machine.Load(image, new BootOptions { Parameters = [(ulong)warmUp, (ulong)units] });
+            machine.Load(
+                image,
+                new BootOptions
+                {
+                    Parameters = [(ulong)warmUp, (ulong)units],
+                    Paravirtual = strategy.Interface == GuestInterface.Paravirtual,
+                }
+            );
             VcpuRun vcpu = VcpuThread.Run(machine, options.SampleTimeout, cancellation: cancellation);
             run = new SampleRun(
                 vcpu.Outcome,

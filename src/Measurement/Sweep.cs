@@ -2,6 +2,7 @@ using System.Diagnostics;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement;
@@ -51,18 +52,18 @@ public sealed class Sweep
             options.Profile.Rounds,
             options.Seed
         );
-        var images = new Dictionary<(string, int), GuestImage>();
+        var images = new Dictionary<(string, int, GuestInterface), GuestImage>();
         foreach (Cell cell in Plan.Cells)
         {
             Workload workload = options.Workloads.First(candidate => candidate.Id == cell.Workload);
-            if (!images.TryGetValue((cell.Workload, cell.TrapsPerUnit), out GuestImage? image))
+            Strategy strategy = options.Strategies.First(candidate => candidate.Id == cell.Strategy);
+            if (!images.TryGetValue((cell.Workload, cell.TrapsPerUnit, strategy.Interface), out GuestImage? image))
             {
                 int filler = options.FillerInstructions ?? workload.DefaultFiller;
-                image = workload.Build(new WorkloadOptions(cell.TrapsPerUnit, filler));
-                images.Add((cell.Workload, cell.TrapsPerUnit), image);
+                image = workload.Build(new WorkloadOptions(cell.TrapsPerUnit, filler, strategy.Interface));
+                images.Add((cell.Workload, cell.TrapsPerUnit, strategy.Interface), image);
             }
 
-            Strategy strategy = options.Strategies.First(candidate => candidate.Id == cell.Strategy);
             _cells.Add(cell, new CellState(cell, strategy, workload, image));
         }
 
@@ -71,6 +72,7 @@ public sealed class Sweep
             .. images.Select(entry => new SweepImage(
                 entry.Key.Item1,
                 entry.Key.Item2,
+                entry.Key.Item3,
                 entry.Value,
                 GuestImageHash.Of(entry.Value)
             )),
@@ -530,6 +532,13 @@ public sealed class Sweep
 /// <summary>A guest image of a sweep.</summary>
 /// <param name="Workload">Workload id.</param>
 /// <param name="TrapsPerUnit">k.</param>
+/// <param name="Interface">What it is built for.</param>
 /// <param name="Image">The image.</param>
 /// <param name="Sha256">See <see cref="GuestImageHash"/>.</param>
-public sealed record SweepImage(string Workload, int TrapsPerUnit, GuestImage Image, string Sha256);
+public sealed record SweepImage(
+    string Workload,
+    int TrapsPerUnit,
+    GuestInterface Interface,
+    GuestImage Image,
+    string Sha256
+);

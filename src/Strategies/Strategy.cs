@@ -1,6 +1,8 @@
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Strategies;
 
@@ -28,9 +30,28 @@ public abstract class Strategy
     /// </summary>
     public virtual bool EmulatesRingZero => false;
 
+    /// <summary>What its guests are built for.</summary>
+    public virtual GuestInterface Interface => GuestInterface.Native;
+
+    /// <summary>
+    /// Why device interrupts cannot be delivered so under this strategy, in one line; null when they can. Asked only when
+    /// <see cref="UnavailableReason"/> is null.
+    /// </summary>
+    public virtual string? WhyNotDelivered(InterruptDelivery delivery) =>
+        delivery == InterruptDelivery.Direct
+            ? $"{Id} has no way to a running guest but through an exit: neither does its guest's code look for interrupts, nor does the host's kernel deliver them"
+            : null;
+
     /// <summary>Why this host cannot run the strategy, in one line that says what to do; null when it can.</summary>
     public abstract string? UnavailableReason();
 
     /// <summary>Creates an engine for one VM. Call only when <see cref="UnavailableReason"/> is null.</summary>
     public abstract IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory);
+
+    /// <summary>
+    /// As <see cref="CreateEngine(VirtualCpu, GuestMemory)"/>, for a way of delivering device interrupts that
+    /// <see cref="WhyNotDelivered"/> has nothing against.
+    /// </summary>
+    public virtual IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory, InterruptDelivery delivery) =>
+        CreateEngine(cpu, memory);
 }

@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
@@ -9,7 +10,12 @@ namespace VirtBench.Workloads;
 /// Instructions one work unit executes besides the k sensitive ones, loop control included: exactly this many for every k. The
 /// unit of a <see cref="CodeKernel"/> is as many whole repetitions as have room in it.
 /// </param>
-public sealed record WorkloadOptions(int TrapsPerUnit, int FillerInstructions);
+/// <param name="Interface">What the program's operations on the machine are lowered to.</param>
+public sealed record WorkloadOptions(
+    int TrapsPerUnit,
+    int FillerInstructions,
+    GuestInterface Interface = GuestInterface.Native
+);
 
 /// <summary>
 /// A guest program with a work unit that holds k sensitive instructions and is otherwise the same for every k. Boot

@@ -20,4 +20,19 @@ public sealed record DiskStatistics(
     long Interrupts,
     double LatencyTotalNanoseconds,
     double LatencyMaximumNanoseconds
-);
+)
+{
+    /// <summary>What has been added since an earlier account of the same disk; the maximum stays that of its life.</summary>
+    public DiskStatistics Since(DiskStatistics earlier) =>
+        new(
+            Requests - earlier.Requests,
+            Completions - earlier.Completions,
+            Errors - earlier.Errors,
+            BytesRead - earlier.BytesRead,
+            BytesWritten - earlier.BytesWritten,
+            Flushes - earlier.Flushes,
+            Interrupts - earlier.Interrupts,
+            LatencyTotalNanoseconds - earlier.LatencyTotalNanoseconds,
+            LatencyMaximumNanoseconds
+        );
+}

@@ -47,14 +47,15 @@ public sealed partial class InstructionEmulator
         return SystemCalls.TryReturn(_cpu, out _event) ? EmulationResult.Done : EmulationResult.Event;
     }
 
-    private EmulationResult Iret()
+    private EmulationResult Iret() => Iret(OperandSize());
+
+    private EmulationResult Iret(int size)
     {
         if ((_cpu.Rflags & Rflags.Nt) != 0)
         {
             return Raise(Vector.GeneralProtection); // there are no tasks to return to in long mode
         }
 
-        int size = OperandSize();
         if (
             !TryReadStack(0, size, out ulong rip)
             || !TryReadStack(size, size, out ulong cs)

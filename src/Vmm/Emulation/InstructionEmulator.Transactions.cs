@@ -21,7 +21,7 @@ public sealed partial class InstructionEmulator
     /// <summary>Repetitions that this exit has done before a page had to be fetched.</summary>
     private int RepetitionsDone => Transaction?.Repetitions ?? 0;
 
-    private void SwitchAddressSpace()
+    internal void SwitchAddressSpace()
     {
         if (Transaction is null)
         {
@@ -33,7 +33,7 @@ public sealed partial class InstructionEmulator
         }
     }
 
-    private void InvalidatePage(ulong address)
+    internal void InvalidatePage(ulong address)
     {
         if (InvalidatesAll)
         {

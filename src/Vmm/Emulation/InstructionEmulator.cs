@@ -150,6 +150,10 @@ public sealed partial class InstructionEmulator
         {
             reason = TrapReason.RegionMarker;
         }
+        else if (entry.Operation == Operation.Hypercall && Hypercalls is null)
+        {
+            reason = TrapReason.GuestException;
+        }
 
         return true;
     }
@@ -293,6 +297,8 @@ public sealed partial class InstructionEmulator
                 return Syscall();
             case Operation.Sysret:
                 return Sysret();
+            case Operation.Hypercall:
+                return Hypercall();
             case Operation.Undefined:
                 return Raise(Vector.InvalidOpcode);
             case Operation.Unsupported when _cpu.Cpl == 0:

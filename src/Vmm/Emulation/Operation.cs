@@ -63,6 +63,9 @@ internal enum Operation : byte
     Verw,
     Syscall,
     Sysret,
+
+    /// <summary>VMCALL: undefined unless the platform offers the paravirtual interface.</summary>
+    Hypercall,
 }
 
 /// <summary>Which handler and which account of the ledger an instruction has.</summary>
@@ -164,6 +167,8 @@ internal static class OperationTable
                 return (Operation.Syscall, TrapReason.SystemCall);
             case Mnemonic.Sysret or Mnemonic.Sysretq:
                 return (Operation.Sysret, TrapReason.SystemCall);
+            case Mnemonic.Vmcall:
+                return (Operation.Hypercall, TrapReason.Hypercall);
             default:
                 return (ClassifyOther(instruction), TrapReason.GuestException);
         }

@@ -128,6 +128,26 @@ public interface IExecutionEngine : IDisposable
     /// <param name="values">As long as the list of names.</param>
     void ReadKernelStatistics(Span<ulong> values) { }
 
+    /// <summary>
+    /// Writes the instructions by which an entry of the hypercall page leaves the guest with its number in EAX. They may clobber RCX, R11 and
+    /// the arithmetic flags, and are started over when the guest was stopped in the middle of them. The engine then comes back with
+    /// <see cref="VmExitReason.Hypercall"/>, or lets the core decode an instruction that is VMCALL, as here.
+    /// </summary>
+    /// <param name="code">Room for <see cref="Paravirtual.HypercallPage.MaximumExitLength"/> bytes.</param>
+    /// <param name="end">Linear address behind them, where the guest goes on.</param>
+    /// <returns>How many bytes.</returns>
+    int EncodeHypercall(Span<byte> code, ulong end)
+    {
+        ReadOnlySpan<byte> vmcall = [0x0F, 0x01, 0xC1];
+        vmcall.CopyTo(code);
+        return vmcall.Length;
+    }
+
+    /// <summary>Lets whoever keeps a paravirtual clock for the engine, the host's kernel, do so from now on.</summary>
+    /// <param name="address">Guest-physical address of a <see cref="Paravirtual.ParavirtualClock"/>.</param>
+    /// <returns>False when nobody does: then the core writes it.</returns>
+    bool ProvideParavirtualClock(ulong address) => false;
+
     /// <summary>What the engine has translated since its creation; null for one that does not translate.</summary>
     TranslationStatistics? TranslationStatistics => null;
 

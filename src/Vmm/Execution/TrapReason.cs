@@ -80,6 +80,9 @@ public enum TrapReason : byte
 
     /// <summary>A write to a page that holds code which the engine has translated.</summary>
     CodeWrite,
+
+    /// <summary>A call of the paravirtual interface that was not served in the guest's own ring.</summary>
+    Hypercall,
 }
 
 /// <summary>Names of <see cref="TrapReason"/> in files and JSON.</summary>
@@ -111,6 +114,7 @@ public static class TrapReasons
         "single-step",
         "interrupt-window",
         "code-write",
+        "hypercall",
     ];
 
     /// <summary>How many reasons there are.</summary>

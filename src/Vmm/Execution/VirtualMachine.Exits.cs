@@ -40,6 +40,20 @@ public sealed partial class VirtualMachine
         return GuestEvent.SoftwareInterrupt(vector, length);
     }
 
+    // An interrupt shadow ends with the instruction that has led here.
+    private void HandleHypercall()
+    {
+        if (_hypercalls is not { } hypercalls)
+        {
+            // An engine's way out of the hypercall page, found by a guest that was not told of it.
+            Cpu.PendingEvent = GuestEvent.Exception(Vector.InvalidOpcode);
+            return;
+        }
+
+        Cpu.InterruptShadow = false;
+        Complete(hypercalls.Invoke(out GuestEvent guestEvent), guestEvent);
+    }
+
     private void Complete(EmulationResult result, in GuestEvent guestEvent)
     {
         switch (result)

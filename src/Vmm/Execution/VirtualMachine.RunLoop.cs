@@ -28,7 +28,7 @@ public sealed partial class VirtualMachine
             }
 
             // After an exception: a handler that it leaves interrupts on for is interrupted before its first instruction.
-            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None)
+            if (Interrupts.Requested && Cpu.PendingEvent.Kind == GuestEventKind.None && !IsMaskedByGuest())
             {
                 TakeInterrupt(deliversEvents);
             }
@@ -40,12 +40,7 @@ public sealed partial class VirtualMachine
                     return new RunOutcome(RunEnd.Failed, 0, why);
                 }
 
-                if (_disk is null || _disk.TryEnter())
-                {
-                    _engine.Idle();
-                    _disk?.Left();
-                }
-
+                Idle();
                 now = clock.Ticks;
                 if (Stopped(deadline, cancellation) is { } stopped)
                 {
@@ -145,6 +140,12 @@ public sealed partial class VirtualMachine
                     dispatched = clock.Ticks;
                     break;
 
+                case VmExitReason.Hypercall:
+                    reason = TrapReason.Hypercall;
+                    dispatched = clock.Ticks;
+                    HandleHypercall();
+                    break;
+
                 case VmExitReason.Failed:
                     _engineFailure = exit.Message;
                     return new RunOutcome(RunEnd.Failed, 0, exit.Message);
@@ -182,6 +183,12 @@ public sealed partial class VirtualMachine
         }
 
         ulong next = Timer.NextEvent;
+        if (_hypercalls is { } hypercalls)
+        {
+            hypercalls.Advance(now);
+            next = Math.Min(next, hypercalls.NextEvent);
+        }
+
         if (_disk is not null)
         {
             next = Math.Min(next, PassDiskTime(now));
@@ -190,7 +197,7 @@ public sealed partial class VirtualMachine
         if (next != _deadline)
         {
             _deadline = next;
-            _engine.Deadline = _deadline;
+            _engine.Deadline = next;
         }
     }
 
@@ -230,9 +237,46 @@ public sealed partial class VirtualMachine
         DeliverPendingEvent(deliversEvents);
     }
 
+    /// <summary>A guest of the paravirtual interface holds interrupts back by its own mask, and is told that one waits.</summary>
+    private bool IsMaskedByGuest()
+    {
+        if (_hypercalls is not { } hypercalls)
+        {
+            return false;
+        }
+
+        bool masked = hypercalls.IsMasked;
+        hypercalls.ShowPending(masked);
+        return masked;
+    }
+
+    /// <summary>Sleeps until an event, or a line that goes to the guest directly: that ends the sleep without one.</summary>
+    private void Idle()
+    {
+        double asleep = _engine.Clock.Nanoseconds;
+        _hypercalls?.ShowBlocked(true);
+        if (_hypercalls is { HasDirectLines: true })
+        {
+            Cpu.Halted = false;
+        }
+        else if (_disk is null || _disk.TryEnter())
+        {
+            _engine.Idle();
+            _disk?.Left();
+        }
+
+        _hypercalls?.ShowBlocked(false);
+        _waitingNanoseconds += _engine.Clock.Nanoseconds - asleep;
+    }
+
     private void DeliverPendingEvent(bool deliversEvents)
     {
         GuestEvent pending = Cpu.PendingEvent;
+        if (pending is { Kind: GuestEventKind.Exception, Number: Vector.PageFault })
+        {
+            _hypercalls?.ShowFault(pending.FaultAddress);
+        }
+
         if (deliversEvents)
         {
             _engine.Inject(pending);
@@ -258,7 +302,9 @@ public sealed partial class VirtualMachine
             : DiskMayWake() ? null
             : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
                 ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
-            : Timer.NextEvent == ulong.MaxValue && !Interrupts.IsPending(IntervalTimer.Line)
+            : Timer.NextEvent == ulong.MaxValue
+            && _hypercalls is null or { NextEvent: ulong.MaxValue }
+            && !Interrupts.IsPending(IntervalTimer.Line)
                 ? "no device of it can raise an interrupt to wake it"
             : Interrupts.IsMasked(IntervalTimer.Line) ? "the timer's interrupt, the only one to come, is masked"
             : null;

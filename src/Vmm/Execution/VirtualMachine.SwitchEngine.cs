@@ -56,6 +56,8 @@ public sealed partial class VirtualMachine
             throw;
         }
 
+        _waitingNanoseconds += KernelHalts();
+
         // Run has had it saved; somebody may have driven the engine without.
         old.SaveLazyState();
         _userFaults ??= userFaults;
@@ -64,6 +66,7 @@ public sealed partial class VirtualMachine
         Timer.SwitchClock(created.Clock);
         _disk?.SwitchClock(created.Clock, created.Capabilities.ComputedTime);
         _emulator.SwitchEngine(created);
+        _hypercalls?.SwitchEngine(created);
         _transaction?.SwitchEngine(created);
         _engine = created;
         _deadline = ulong.MaxValue; // the new one has been told of none

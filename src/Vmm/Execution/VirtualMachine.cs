@@ -4,6 +4,7 @@ using VirtBench.Vmm.Devices;
 using VirtBench.Vmm.Emulation;
 using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Vmm.Execution;
 
@@ -22,6 +23,8 @@ public sealed partial class VirtualMachine : IDisposable
     private readonly MeasurementPorts _measurement;
     private volatile bool _abandoned;
     private volatile bool _running;
+    private Hypercalls? _hypercalls;
+    private double _waitingNanoseconds;
 
     /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
     /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
@@ -45,7 +48,7 @@ public sealed partial class VirtualMachine : IDisposable
         Ports = new IoBus { Strict = strict };
         AbsentMemory = new PhysicalBus { Strict = strict };
         Serial = new SerialPort();
-        _measurement = new MeasurementPorts(Cpu, _engine, Ledger);
+        _measurement = new MeasurementPorts(Cpu, _engine, Ledger, IoStatistics);
         Ports.Attach(Serial, SerialPort.FirstPort, SerialPort.PortCount);
         Ports.Attach(_exitPort, ExitPort.Port, 1);
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
@@ -100,6 +103,9 @@ public sealed partial class VirtualMachine : IDisposable
         _engine.LoadLazyState();
         _engineFailure = null;
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+        _hypercalls = options.Paravirtual ? new Hypercalls(Cpu, Memory, _emulator, Interrupts, Serial, _engine) : null;
+        _emulator.Hypercalls = _hypercalls;
+        _hypercalls?.Start();
         _engine.SwitchAddressSpace();
     }
 
@@ -183,6 +189,15 @@ public sealed partial class VirtualMachine : IDisposable
             new TimerStatistics(Timer.Ticks, Timer.Late, Timer.Owed, Timer.Masked)
         );
     }
+
+    /// <summary>How long the virtual CPU has slept so far, and what its disk has done.</summary>
+    public IoStatistics IoStatistics() => new(_waitingNanoseconds + KernelHalts(), DiskStatistics());
+
+    // Where the kernel serves HLT itself (KVM's binary statistics of a vCPU, Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
+    private double KernelHalts() =>
+        _engine.KernelStatistics() is { } kernel
+            ? (kernel["halt_wait_ns"] ?? 0) + (kernel["halt_poll_success_ns"] ?? 0) + (kernel["halt_poll_fail_ns"] ?? 0)
+            : 0;
 
     /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
     public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();

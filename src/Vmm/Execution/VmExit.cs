@@ -66,6 +66,12 @@ public enum VmExitReason : byte
     /// </summary>
     TaskPriority,
 
+    /// <summary>
+    /// The guest has left by an entry of its hypercall page (<see cref="IExecutionEngine.EncodeHypercall"/>): EAX is the number, RIP
+    /// stands behind the exit. Guest ring 3 can do so, too.
+    /// </summary>
+    Hypercall,
+
     /// <summary>The guest cannot go on under this engine; <see cref="VmExit.Message"/> says why in one line.</summary>
     Failed,
 }

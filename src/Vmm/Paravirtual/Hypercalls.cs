@@ -1,0 +1,414 @@
+using System.Runtime.CompilerServices;
+using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Cpu;
+using VirtBench.Vmm.Devices;
+using VirtBench.Vmm.Emulation;
+using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
+using VirtBench.Vmm.Memory;
+
+namespace VirtBench.Vmm.Paravirtual;
+
+/// <summary>
+/// The paravirtual interface of one VM: what its hypercalls do, and its side of the shared info page. What the guest hands over is checked,
+/// and read once; what is wrong with it is an error code for the guest.
+/// </summary>
+public sealed unsafe class Hypercalls : Interrupts.ITimer
+{
+    /// <summary>Port that engines leave the guest by which have no better way: EAX is the number.</summary>
+    public const ushort Port = 0xF8;
+
+    /// <summary>Most records of one batch.</summary>
+    public const int MaximumBatch = 512;
+
+    private const ulong Nothing = ulong.MaxValue;
+
+    private readonly VirtualCpu _cpu;
+    private readonly GuestMemory _memory;
+    private readonly InstructionEmulator _emulator;
+    private readonly InterruptController _interrupts;
+    private readonly SerialPort _console;
+    private IExecutionEngine _engine;
+    private ulong _startTicks; // what the clock said at _startNanoseconds of system time
+    private double _startNanoseconds;
+    private double _timer = double.PositiveInfinity; // system time at which the timer's interrupt comes
+    private bool _clockIsKernels;
+
+    internal Hypercalls(
+        VirtualCpu cpu,
+        GuestMemory memory,
+        InstructionEmulator emulator,
+        InterruptController interrupts,
+        SerialPort console,
+        IExecutionEngine engine
+    )
+    {
+        _cpu = cpu;
+        _memory = memory;
+        _emulator = emulator;
+        _interrupts = interrupts;
+        _console = console;
+        _engine = engine;
+        _startTicks = engine.Clock.Ticks;
+    }
+
+    /// <summary>The guest has been loaded: fills both pages and brings the CPU into the state in which such a guest starts.</summary>
+    internal void Start()
+    {
+        HypercallPage.Fill(_memory, _engine);
+        *Shared = default;
+        Shared->InterruptMask = 1;
+        _cpu.Rflags |= Rflags.If;
+        WriteClock();
+    }
+
+    /// <summary>Another engine goes on; system time and the timer go on from where they are.</summary>
+    internal void SwitchEngine(IExecutionEngine engine)
+    {
+        _startNanoseconds = SystemTime;
+        _startTicks = engine.Clock.Ticks;
+        _engine = engine;
+        HypercallPage.Fill(_memory, engine);
+        _cpu.Rip = _cpu.Cpl == 0 ? HypercallPage.GoOnFrom(_cpu.Rip) : _cpu.Rip;
+        WriteClock();
+        Schedule();
+    }
+
+    // ------------------------------------------------------------------------------------------------ shared info page
+
+    // Touched, so that a frame that is not on this host is fetched first.
+    private SharedInformation* Shared => (SharedInformation*)_memory.Touch(PhysicalLayout.SharedInfoPage);
+
+    /// <summary>The guest holds interrupts back.</summary>
+    internal bool IsMasked => Volatile.Read(ref Shared->InterruptMask) != 0;
+
+    /// <summary>A line is pending that the guest looks for itself.</summary>
+    internal bool HasDirectLines => Volatile.Read(ref Shared->DirectLines) != 0;
+
+    /// <summary>Lets the guest know that an interrupt waits here, or that none does any more.</summary>
+    internal void ShowPending(bool pending)
+    {
+        ref ulong word = ref Shared->Pending;
+        _ = pending
+            ? Interlocked.Or(ref word, SharedInformation.PendingInVmm)
+            : Interlocked.And(ref word, ~SharedInformation.PendingInVmm);
+    }
+
+    /// <summary>
+    /// From any thread: a device's line goes to the guest without an exit.
+    /// </summary>
+    /// <returns>True when the vCPU sleeps and has to be woken by a kick.</returns>
+    internal bool RaiseDirectly(int line)
+    {
+        SharedInformation* shared = Shared;
+        _ = Interlocked.Or(ref shared->DirectLines, 1UL << line);
+        _ = Interlocked.Or(ref shared->Pending, SharedInformation.PendingDirectly); // a full barrier: the sleeper looks the other way round
+        return Volatile.Read(ref shared->Blocked) != 0;
+    }
+
+    /// <summary>Before the vCPU sleeps, and when it has woken.</summary>
+    internal void ShowBlocked(bool blocked) => _ = Interlocked.Exchange(ref Shared->Blocked, blocked ? 1UL : 0);
+
+    /// <summary>The VMM delivers a page fault: what CR2 holds is shown where the guest can read it without a trap.</summary>
+    internal void ShowFault(ulong address) => Shared->FaultAddress = address;
+
+    private double SystemTime =>
+        _startNanoseconds + ((_engine.Clock.Ticks - _startTicks) * (1e9 / _engine.Clock.TicksPerSecond));
+
+    private void WriteClock()
+    {
+        _clockIsKernels = _engine.ProvideParavirtualClock(
+            PhysicalLayout.SharedInfoPage + (ulong)((byte*)&Shared->Clock - (byte*)Shared)
+        );
+        if (_clockIsKernels)
+        {
+            return;
+        }
+
+        // What the guest's RDTSC gives it: where that does not come to the VMM, the host's counter itself.
+        bool readsHost = _engine.Capabilities.Holes.Any(hole => hole.Names.Contains("rdtsc"));
+        ParavirtualClock* clock = &Shared->Clock;
+        uint version = clock->Version & ~1u;
+        Volatile.Write(ref clock->Version, version + 1);
+        (clock->TscShift, clock->TscToSystemMultiplier) = ParavirtualClock.ScaleOf(_engine.Clock.TicksPerSecond);
+        ulong ticks = _engine.Clock.Ticks;
+        clock->TscTimestamp = readsHost ? ticks : ticks + _cpu.TscOffset;
+        clock->SystemTime = (ulong)SystemTime;
+        clock->Flags = ParavirtualClock.TscStable;
+        Volatile.Write(ref clock->Version, version + 2);
+    }
+
+    // ------------------------------------------------------------------------------------------------ timer
+
+    /// <inheritdoc/>
+    public ulong NextEvent { get; private set; } = Nothing;
+
+    /// <inheritdoc/>
+    public void Advance(ulong now)
+    {
+        if (now >= NextEvent)
+        {
+            _timer = double.PositiveInfinity;
+            NextEvent = Nothing;
+            _interrupts.Pulse(IntervalTimer.Line);
+        }
+    }
+
+    private void Schedule()
+    {
+        double ticks = (_timer - _startNanoseconds) * _engine.Clock.TicksPerSecond / 1e9;
+        NextEvent =
+            double.IsPositiveInfinity(_timer) || ticks >= Nothing - _startTicks
+                ? Nothing
+                : _startTicks + (ulong)Math.Max(0, Math.Ceiling(ticks));
+    }
+
+    private long SetTimer(ulong nanoseconds)
+    {
+        _timer = nanoseconds == 0 ? double.PositiveInfinity : nanoseconds + KernelClockLead();
+        Schedule();
+        return 0;
+    }
+
+    // A clock that the kernel keeps counts from a start of its own: what it is ahead of this one is to be taken off.
+    private double KernelClockLead()
+    {
+        if (!_clockIsKernels)
+        {
+            return 0;
+        }
+
+        ParavirtualClock clock = Shared->Clock;
+        return SystemTime - clock.Nanoseconds(_engine.Clock.Ticks + _cpu.TscOffset);
+    }
+
+    // ------------------------------------------------------------------------------------------------ hypercalls
+
+    /// <summary>Does the hypercall that the guest has made: RAX is the number, RIP behind the exit.</summary>
+    /// <param name="guestEvent">For <see cref="EmulationResult.Event"/>: what to deliver.</param>
+    public EmulationResult Invoke(out GuestEvent guestEvent)
+    {
+        guestEvent = default;
+        ulong number = _cpu.Rax & uint.MaxValue;
+        if (_cpu.Cpl == 3)
+        {
+            _cpu.Rax = Error(HypercallError.NotPermitted);
+            return EmulationResult.Done;
+        }
+
+        switch ((HypercallNumber)number)
+        {
+            case HypercallNumber.InterruptReturn:
+                return ReturnFromInterrupt(out guestEvent);
+            case HypercallNumber.Block:
+                _cpu.Rax = 0;
+                Volatile.Write(ref Shared->InterruptMask, 0);
+                _cpu.Rflags |= Rflags.If;
+                return HasDirectLines ? EmulationResult.Done : EmulationResult.Halted;
+            case HypercallNumber.Yield:
+                _cpu.Rax = 0;
+                Thread.Yield();
+                return EmulationResult.Done;
+            case HypercallNumber.Multicall:
+                _cpu.Rax = (ulong)Multicall(_cpu[Gpr.Rdi], _cpu[Gpr.Rsi]);
+                return EmulationResult.Done;
+            default:
+                _cpu.Rax = (ulong)Call(number, _cpu[Gpr.Rdi], _cpu[Gpr.Rsi]);
+                return EmulationResult.Done;
+        }
+    }
+
+    private static ulong Error(int error) => (ulong)-(long)error;
+
+    private long Call(ulong number, ulong first, ulong second) =>
+        number > int.MaxValue
+            ? -HypercallError.Unknown
+            : (HypercallNumber)number switch
+            {
+                HypercallNumber.Features => (1L << HypercallPage.Count) - 1,
+                HypercallNumber.SetPageTableBase => SetPageTableBase(first),
+                HypercallNumber.UpdatePageTables => UpdatePageTables(first, second),
+                HypercallNumber.Flush => Flush(first),
+                HypercallNumber.SetTimer => SetTimer(first),
+                HypercallNumber.EndOfInterrupt => EndOfInterrupt(first),
+                HypercallNumber.ConsoleWrite => WriteConsole(first, second),
+                _ => -HypercallError.Unknown,
+            };
+
+    private long Multicall(ulong records, ulong count)
+    {
+        ulong size = (ulong)sizeof(MulticallEntry);
+        if (count > MaximumBatch)
+        {
+            return -HypercallError.TooBig;
+        }
+
+        if (count > 0 && !_memory.Contains(records, count * size))
+        {
+            return -HypercallError.BadAddress;
+        }
+
+        for (ulong i = 0; i < count; i++)
+        {
+            ulong at = records + (i * size);
+            MulticallEntry entry = _memory.Read<MulticallEntry>(at);
+            bool alone =
+                entry.Number
+                is (ulong)HypercallNumber.Multicall
+                    or (ulong)HypercallNumber.Block
+                    or (ulong)HypercallNumber.InterruptReturn
+                    or (ulong)HypercallNumber.Yield;
+            long result = alone ? -HypercallError.Invalid : Call(entry.Number, entry.First, entry.Second);
+            _memory.Write(at + size - sizeof(long), result);
+        }
+
+        return 0;
+    }
+
+    private long SetPageTableBase(ulong value)
+    {
+        if ((value & ~((1UL << PageWalker.PhysicalAddressBits) - 1)) != 0)
+        {
+            return -HypercallError.Invalid;
+        }
+
+        Synchronize();
+        _cpu.Cr3 = value;
+        _emulator.SwitchAddressSpace();
+        TakeOver();
+        return 0;
+    }
+
+    private long UpdatePageTables(ulong records, ulong count)
+    {
+        ulong size = (ulong)Unsafe.SizeOf<PageTableUpdate>();
+        if (count > MaximumBatch)
+        {
+            return -HypercallError.TooBig;
+        }
+
+        if (count > 0 && !_memory.Contains(records, count * size))
+        {
+            return -HypercallError.BadAddress;
+        }
+
+        for (ulong i = 0; i < count; i++)
+        {
+            PageTableUpdate update = _memory.Read<PageTableUpdate>(records + (i * size));
+            if (update.Entry % sizeof(ulong) != 0 || !_memory.Contains(update.Entry, sizeof(ulong)))
+            {
+                FlushAll();
+                return update.Entry % sizeof(ulong) != 0 ? -HypercallError.Invalid : -HypercallError.BadAddress;
+            }
+
+            _memory.Write(update.Entry, update.Value);
+        }
+
+        FlushAll();
+        return (long)count;
+    }
+
+    // Which linear addresses an entry serves is not the guest's to say here.
+    private void FlushAll()
+    {
+        Synchronize();
+        _emulator.SwitchAddressSpace();
+        TakeOver();
+    }
+
+    private long Flush(ulong address)
+    {
+        if (address == ulong.MaxValue)
+        {
+            FlushAll();
+        }
+        else if (PageWalker.IsCanonical(address))
+        {
+            _emulator.InvalidatePage(address);
+        }
+
+        return 0;
+    }
+
+    private long EndOfInterrupt(ulong line)
+    {
+        const uint specific = 0x60; // OCW2: specific end of interrupt
+        const uint cascade = 2;
+        if (line >= InterruptController.Lines)
+        {
+            return -HypercallError.Invalid;
+        }
+
+        if (line >= 8)
+        {
+            _interrupts.Write(InterruptController.SlavePort, 1, specific | (uint)(line - 8));
+            _interrupts.Write(InterruptController.MasterPort, 1, specific | cascade);
+        }
+        else
+        {
+            _interrupts.Write(InterruptController.MasterPort, 1, specific | (uint)line);
+        }
+
+        return 0;
+    }
+
+    private long WriteConsole(ulong address, ulong length)
+    {
+        if (length > GuestMemory.PageSize)
+        {
+            return -HypercallError.TooBig;
+        }
+
+        if (length > 0 && !_memory.Contains(address, length))
+        {
+            return -HypercallError.BadAddress;
+        }
+
+        Span<byte> text = stackalloc byte[(int)length];
+        _memory.Read(address, text);
+        foreach (byte character in text)
+        {
+            _console.Write(SerialPort.FirstPort, 1, character);
+        }
+
+        return (long)length;
+    }
+
+    private EmulationResult ReturnFromInterrupt(out GuestEvent guestEvent)
+    {
+        Synchronize();
+        if (!_emulator.TryReadStack(sizeof(ulong), out ulong mask, out guestEvent))
+        {
+            return EmulationResult.Event;
+        }
+
+        _cpu.Rsp += 2 * sizeof(ulong);
+        EmulationResult result = _emulator.ReturnFromInterrupt(out guestEvent);
+        if (result == EmulationResult.Event)
+        {
+            _cpu.Rsp -= 2 * sizeof(ulong);
+            return result;
+        }
+
+        Volatile.Write(ref Shared->InterruptMask, mask);
+        TakeOver();
+        return result;
+    }
+
+    // Where the hardware keeps the CPU's state.
+    private void Synchronize()
+    {
+        if (_engine.Capabilities.DeliversEvents)
+        {
+            _engine.SaveLazyState();
+        }
+    }
+
+    private void TakeOver()
+    {
+        if (_engine.Capabilities.DeliversEvents)
+        {
+            _engine.LoadLazyState();
+        }
+    }
+}
