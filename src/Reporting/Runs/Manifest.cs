@@ -38,7 +38,17 @@ public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, stri
 /// <param name="Workload">Workload id.</param>
 /// <param name="TrapsPerUnit">k that the image was built for.</param>
 /// <param name="Sha256">Hash of the image's bytes, lower-case hexadecimal.</param>
-public sealed record GuestImageEntry(string Workload, int TrapsPerUnit, string Sha256);
+/// <param name="Interface">What it was built for: "native" or "paravirtual".</param>
+public sealed record GuestImageEntry(
+    string Workload,
+    int TrapsPerUnit,
+    string Sha256,
+    string Interface = GuestImageEntry.Native
+)
+{
+    /// <summary>The word for the native interface, for which all images of older runs were built.</summary>
+    public const string Native = "native";
+}
 
 /// <summary>What whoever starts a run knows about it before its first sample.</summary>
 public sealed record RunDescription

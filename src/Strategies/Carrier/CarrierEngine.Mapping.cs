@@ -10,7 +10,7 @@ namespace VirtBench.Strategies.Carrier;
 internal abstract unsafe partial class CarrierEngine
 {
     // Beyond so many it is simpler to say that all of memory was written.
-    private const int MaximumForeignWrites = 256;
+    private const int MaximumForeignWrites = 4096;
 
     private readonly Lock _foreignGate = new();
     private volatile List<(ulong Address, ulong Length)>? _foreignWrites;
@@ -57,6 +57,9 @@ internal abstract unsafe partial class CarrierEngine
             _foreignWrites = writes;
         }
     }
+
+    /// <inheritdoc/>
+    bool IMemoryWriteObserver.Caches(ulong address, ulong length) => Shadow.Caches(address, length);
 
     private void ApplyForeignWrites()
     {

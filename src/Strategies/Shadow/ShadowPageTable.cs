@@ -85,6 +85,9 @@ internal abstract class ShadowPageTable(VirtualCpu cpu, GuestMemory memory, ulon
     /// <summary>Bytes of guest RAM have been written, not by the guest's own code.</summary>
     public virtual void MemoryWritten(ulong address, ulong length) { }
 
+    /// <summary>From any thread: whether anything here is derived from these bytes. See <see cref="IMemoryWriteObserver.Caches"/>.</summary>
+    public virtual bool Caches(ulong address, ulong length) => false;
+
     /// <summary>Lets the guest write a page that is protected, until <see cref="EndStep"/>.</summary>
     public virtual void AllowInStep(in ShadowPage page) =>
         throw new NotSupportedException("no page of this policy is protected");

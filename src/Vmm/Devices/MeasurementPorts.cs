@@ -35,14 +35,22 @@ public sealed class MeasurementPorts : IIoDevice
     private LedgerSnapshot? _before;
     private KernelStatistics? _kernelBefore;
     private TranslationStatistics? _translationBefore;
+    private readonly Func<IoStatistics>? _io;
+    private IoStatistics? _ioBefore;
     private ulong _ticksBefore;
     private double _startNanoseconds;
     private ulong _ticksUnderOthers;
     private double _nanosecondsUnderOthers;
 
     /// <summary>Creates the device for one VM.</summary>
-    public MeasurementPorts(VirtualCpu cpu, IExecutionEngine engine, TrapLedger ledger)
+    public MeasurementPorts(
+        VirtualCpu cpu,
+        IExecutionEngine engine,
+        TrapLedger ledger,
+        Func<IoStatistics>? inputAndOutput = null
+    )
     {
+        _io = inputAndOutput;
         _cpu = cpu;
         _engine = engine;
         _clock = engine.Clock;
@@ -90,6 +98,7 @@ public sealed class MeasurementPorts : IIoDevice
                 _before = _ledger.Snapshot();
                 _kernelBefore = _engine.KernelStatistics();
                 _translationBefore = _engine.TranslationStatistics;
+                _ioBefore = _io?.Invoke();
                 _ticksUnderOthers = 0;
                 _nanosecondsUnderOthers = 0;
                 // The last things read, so that the VMM's own work before it is not the region's.
@@ -120,6 +129,9 @@ public sealed class MeasurementPorts : IIoDevice
                         _kernelBefore is { } kernel ? _engine.KernelStatistics()!.Since(kernel) : null,
                         _translationBefore is { } translation ? _engine.TranslationStatistics!.Since(translation) : null
                     )
+                    {
+                        Io = _ioBefore is { } io ? _io!().Since(io) : null,
+                    }
                 );
                 break;
             default:

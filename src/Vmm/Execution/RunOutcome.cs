@@ -48,7 +48,11 @@ public sealed record MeasuredRegion(
     LedgerSnapshot Exits,
     KernelStatistics? KernelStatistics = null,
     TranslationStatistics? Translation = null
-);
+)
+{
+    /// <summary>Input and output meanwhile; null where nobody keeps the account.</summary>
+    public IoStatistics? Io { get; init; }
+}
 
 /// <summary>Counters that the host's kernel keeps of a vCPU, at one moment or over a time.</summary>
 /// <param name="Names">Their names, as the kernel gives them.</param>

@@ -50,10 +50,22 @@ public sealed partial class VirtualMachine
                 continue;
             }
 
+            if (_disk is not null && !_disk.TryEnter())
+            {
+                now = clock.Ticks;
+                continue; // to take over what it has completed
+            }
+
             ulong entry = Cpu.Rip;
             VmExit exit = _step ? _engine.Step() : _engine.Run();
             ulong seen = clock.Ticks;
             _step = false;
+            if (_disk is not null)
+            {
+                _disk.Left();
+                DrainDisk(); // before a device is asked
+            }
+
             if (!deliversEvents && (Cpu.Rip != entry || exit.Reason == VmExitReason.Stepped))
             {
                 Cpu.InterruptShadow = false; // the one instruction is over
@@ -156,13 +168,13 @@ public sealed partial class VirtualMachine
 
     // Asked after a kick only: a guest is never stopped at a point where a kick would not have stopped it.
     private RunOutcome? Stopped(CancellationToken deadline, CancellationToken cancellation) =>
-        _userFaults?.Failure is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
+        (_userFaults?.Failure ?? _disk?.Failure) is { } lost ? new RunOutcome(RunEnd.Failed, 0, lost)
         : cancellation.IsCancellationRequested ? new RunOutcome(RunEnd.Cancelled, 0, "cancelled")
         : deadline.IsCancellationRequested
             ? new RunOutcome(RunEnd.TimedOut, 0, $"the guest did not end in time; RIP was 0x{Cpu.Rip:X}")
         : null;
 
-    /// <summary>Lets the timer's events happen that are due, and tells the engine of the next.</summary>
+    /// <summary>Lets the timer's and the disk's events happen that are due, and tells the engine of the next.</summary>
     private void PassTime(ulong now)
     {
         if (now >= Timer.NextEvent)
@@ -175,6 +187,11 @@ public sealed partial class VirtualMachine
         {
             hypercalls.Advance(now);
             next = Math.Min(next, hypercalls.NextEvent);
+        }
+
+        if (_disk is not null)
+        {
+            next = Math.Min(next, PassDiskTime(now));
         }
 
         if (next != _deadline)
@@ -236,23 +253,20 @@ public sealed partial class VirtualMachine
     /// <summary>Sleeps until an event, or a line that goes to the guest directly: that ends the sleep without one.</summary>
     private void Idle()
     {
-        if (_hypercalls is not { } hypercalls)
-        {
-            _engine.Idle();
-            return;
-        }
-
-        hypercalls.ShowBlocked(true);
-        if (hypercalls.HasDirectLines)
+        double asleep = _engine.Clock.Nanoseconds;
+        _hypercalls?.ShowBlocked(true);
+        if (_hypercalls is { HasDirectLines: true })
         {
             Cpu.Halted = false;
         }
-        else
+        else if (_disk is null || _disk.TryEnter())
         {
             _engine.Idle();
+            _disk?.Left();
         }
 
-        hypercalls.ShowBlocked(false);
+        _hypercalls?.ShowBlocked(false);
+        _waitingNanoseconds += _engine.Clock.Nanoseconds - asleep;
     }
 
     private void DeliverPendingEvent(bool deliversEvents)
@@ -285,6 +299,7 @@ public sealed partial class VirtualMachine
     {
         string? why =
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
+            : DiskMayWake() ? null
             : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
                 ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
             : Timer.NextEvent == ulong.MaxValue

@@ -56,12 +56,15 @@ public sealed partial class VirtualMachine
             throw;
         }
 
+        _waitingNanoseconds += KernelHalts();
+
         // Run has had it saved; somebody may have driven the engine without.
         old.SaveLazyState();
         _userFaults ??= userFaults;
         Cpu.TscOffset += old.Clock.Ticks - created.Clock.Ticks;
         _measurement.SwitchEngine(created);
         Timer.SwitchClock(created.Clock);
+        _disk?.SwitchClock(created.Clock, created.Capabilities.ComputedTime);
         _emulator.SwitchEngine(created);
         _hypercalls?.SwitchEngine(created);
         _transaction?.SwitchEngine(created);

@@ -24,6 +24,7 @@ public sealed partial class VirtualMachine : IDisposable
     private volatile bool _abandoned;
     private volatile bool _running;
     private Hypercalls? _hypercalls;
+    private double _waitingNanoseconds;
 
     /// <summary>Creates a VM with empty memory and the CPU in its boot state.</summary>
     /// <param name="ramBytes">RAM: 1 MiB to 16 GiB in whole pages.</param>
@@ -47,7 +48,7 @@ public sealed partial class VirtualMachine : IDisposable
         Ports = new IoBus { Strict = strict };
         AbsentMemory = new PhysicalBus { Strict = strict };
         Serial = new SerialPort();
-        _measurement = new MeasurementPorts(Cpu, _engine, Ledger);
+        _measurement = new MeasurementPorts(Cpu, _engine, Ledger, IoStatistics);
         Ports.Attach(Serial, SerialPort.FirstPort, SerialPort.PortCount);
         Ports.Attach(_exitPort, ExitPort.Port, 1);
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
@@ -157,7 +158,11 @@ public sealed partial class VirtualMachine : IDisposable
     /// Gives the VM up while a thread is still in <see cref="Run"/> and does not come back: its memory and its engine stay as
     /// they are until the process ends, since that thread may go on using them. <see cref="Dispose"/> then does nothing.
     /// </summary>
-    public void Abandon() => _abandoned = true;
+    public void Abandon()
+    {
+        _abandoned = true;
+        _disk?.Abandon();
+    }
 
     /// <summary>
     /// What became of the interrupts so far; null when the guest has never initialized an interrupt controller.
@@ -185,6 +190,15 @@ public sealed partial class VirtualMachine : IDisposable
         );
     }
 
+    /// <summary>How long the virtual CPU has slept so far, and what its disk has done.</summary>
+    public IoStatistics IoStatistics() => new(_waitingNanoseconds + KernelHalts(), DiskStatistics());
+
+    // Where the kernel serves HLT itself (KVM's binary statistics of a vCPU, Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
+    private double KernelHalts() =>
+        _engine.KernelStatistics() is { } kernel
+            ? (kernel["halt_wait_ns"] ?? 0) + (kernel["halt_poll_success_ns"] ?? 0) + (kernel["halt_poll_fail_ns"] ?? 0)
+            : 0;
+
     /// <summary>What the host's kernel has counted of the vCPU so far; null where it keeps no such account.</summary>
     public KernelStatistics? KernelStatistics() => _engine.KernelStatistics();
 
@@ -202,6 +216,7 @@ public sealed partial class VirtualMachine : IDisposable
             return;
         }
 
+        _disk?.Dispose(); // its thread writes guest memory
         _engine.Dispose();
         _userFaults?.Dispose();
         _transaction?.Dispose();

@@ -11,6 +11,12 @@ public interface IMemoryWriteObserver
 {
     /// <summary>Bytes <paramref name="address"/> … +<paramref name="length"/> − 1 of guest-physical memory have changed.</summary>
     void MemoryWritten(ulong address, ulong length);
+
+    /// <summary>
+    /// From any thread: whether anything may be derived from these bytes that a write makes untrue. What is written first and asked
+    /// about then is either found here, or derived from what was written.
+    /// </summary>
+    bool Caches(ulong address, ulong length) => true;
 }
 
 /// <summary>
@@ -240,6 +246,50 @@ public sealed unsafe class GuestMemory : IDisposable
                 );
             }
         }
+    }
+
+    /// <summary>
+    /// Host address of RAM that a device is about to access, on its own thread or the vCPU's: absent frames are fetched. What the
+    /// device does there is no part of an emulation, and no transaction undoes it.
+    /// </summary>
+    /// <param name="address">Guest-physical.</param>
+    /// <param name="length">Bytes; all of them RAM, as <see cref="Contains"/> says.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not RAM.</exception>
+    /// <exception cref="Execution.GuestFailureException">A frame cannot be had.</exception>
+    public byte* DeviceAccess(ulong address, ulong length)
+    {
+        if (length == 0)
+        {
+            return _base;
+        }
+
+        Check(address, length);
+        if (_pager is { } pager)
+        {
+            for (ulong frame = address / PageSize; frame <= (address + length - 1) / PageSize; frame++)
+            {
+                if (!pager.IsPresent(frame))
+                {
+                    pager.Fetch(frame);
+                }
+            }
+        }
+
+        return _base + address;
+    }
+
+    /// <summary>A device has written what <see cref="DeviceAccess"/> gave it.</summary>
+    /// <returns>Whether an engine has derived something from it, so that the guest must not go on before the engine has been left.</returns>
+    public bool DeviceWritten(ulong address, ulong length)
+    {
+        if (WriteObserver is not { } observer)
+        {
+            return false;
+        }
+
+        observer.MemoryWritten(address, length);
+        Interlocked.MemoryBarrier();
+        return observer.Caches(address, length);
     }
 
     /// <summary>Reads an unaligned little-endian value of guest-physical memory.</summary>

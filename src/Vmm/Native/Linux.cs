@@ -102,6 +102,17 @@ internal static unsafe partial class Linux
     [LibraryImport("libc", EntryPoint = "write", SetLastError = true)]
     public static partial nint Write(int fd, void* buffer, nuint count);
 
+    public const long SyscallFutex = 202;
+    public const int FutexWaitPrivate = 128; // FUTEX_WAIT | FUTEX_PRIVATE_FLAG, linux/futex.h
+    public const int FutexWakePrivate = 129;
+    public const int PrSetTimerslack = 29; // linux/prctl.h
+
+    [LibraryImport("libc", EntryPoint = "syscall", SetLastError = true)]
+    public static partial long Futex(long number, int* word, long operation, long value, Timespec* timeout);
+
+    [LibraryImport("libc", EntryPoint = "prctl", SetLastError = true)]
+    public static partial int Prctl(int option, ulong a, ulong b, ulong c, ulong d);
+
     // The vDSO serves it in some 20 ns: a GC transition would cost as much again.
     [LibraryImport("libc", EntryPoint = "clock_gettime")]
     [SuppressGCTransition]
