@@ -3,6 +3,7 @@ using VirtBench.Strategies;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli;
@@ -40,6 +41,37 @@ internal static class Choice
             "cached" => ShadowPaging.Cached,
             _ => throw new UsageException($"--shadow {word}: give flush or cached"),
         };
+
+    /// <summary>Ways of delivering device interrupts: exits when the option is left out.</summary>
+    public static IReadOnlyList<InterruptDelivery> Deliveries(string[] words)
+    {
+        InterruptDelivery[] known = Enum.GetValues<InterruptDelivery>();
+        string names = string.Join(", ", known.Select(delivery => delivery.Name()));
+        string[] given = Split(words);
+        if (words.Length == 0)
+        {
+            return [InterruptDelivery.Exit];
+        }
+
+        if (given.Length == 0)
+        {
+            throw new UsageException($"--interrupt-delivery names none; give some of {names}, or all");
+        }
+
+        return given is ["all"]
+            ? known
+            :
+            [
+                .. given
+                    .Distinct()
+                    .Select(word =>
+                        Array.FindIndex(known, delivery => delivery.Name() == word) is >= 0 and var index
+                            ? known[index]
+                            : throw new UsageException($"--interrupt-delivery {word}: give some of {names}, or all")
+                    )
+                    .Order(),
+            ];
+    }
 
     /// <summary>The workloads named, or all when the option is left out.</summary>
     public static IReadOnlyList<Workload> Workloads(string[] words) =>

@@ -12,12 +12,7 @@ internal sealed class ProgressLine(Terminal terminal) : ISweepObserver, IDisposa
     private int _lastDecile = -1;
     private bool _drawn;
 
-    public void SampleTaken(
-        Sample sample,
-        IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
-        IReadOnlyList<TranslationRecord> translations
-    )
+    public void SampleTaken(Sample sample, SampleRecords records)
     {
         if (sample.Status != SampleStatus.Ok)
         {

@@ -157,22 +157,39 @@ public static class EngineReasons
 /// <param name="Reason">One line.</param>
 public sealed record SkippedCell(string Strategy, string? Workload, string Reason);
 
+/// <summary>
+/// Input and output of a guest in one sample: a row of io-statistics.csv. Only samples whose virtual CPU slept or whose disk was used have one.
+/// </summary>
+/// <param name="Round">Round number.</param>
+/// <param name="Cell">Strategy, workload and k.</param>
+/// <param name="Statistics">The account of the measured region.</param>
+public sealed record IoRecord(int Round, Cell Cell, IoStatistics Statistics);
+
+/// <summary>What is counted of a sample besides its own row.</summary>
+/// <param name="Exits">Its exits, as the VMM saw them.</param>
+/// <param name="KernelStatistics">
+/// What the host's kernel counted meanwhile: the counters that rose, and always its exits. Empty where it keeps no account.
+/// </param>
+/// <param name="Translations">What the engine translated, by scope. Empty where it does not translate.</param>
+/// <param name="Io">What the guest waited for and its disk did; null where there was nothing of both.</param>
+public sealed record SampleRecords(
+    IReadOnlyList<ExitRecord> Exits,
+    IReadOnlyList<KernelStatisticRecord> KernelStatistics,
+    IReadOnlyList<TranslationRecord> Translations,
+    IoRecord? Io = null
+)
+{
+    /// <summary>Nothing.</summary>
+    public static SampleRecords None { get; } = new([], [], []);
+}
+
 /// <summary>Receives what a sweep measures, as it measures it.</summary>
 public interface ISweepObserver
 {
     /// <summary>A sample is done; nothing will change it any more except its outlier label.</summary>
     /// <param name="sample">The sample.</param>
-    /// <param name="exits">Its exits, as the VMM saw them.</param>
-    /// <param name="kernelStatistics">
-    /// What the host's kernel counted meanwhile: the counters that rose, and always its exits. Empty where it keeps no account.
-    /// </param>
-    /// <param name="translations">What the engine translated, by scope. Empty where it does not translate.</param>
-    void SampleTaken(
-        Sample sample,
-        IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
-        IReadOnlyList<TranslationRecord> translations
-    );
+    /// <param name="records">What else was counted of it.</param>
+    void SampleTaken(Sample sample, SampleRecords records);
 
     /// <summary>How far the sweep is.</summary>
     /// <param name="done">Samples done.</param>

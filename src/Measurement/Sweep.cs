@@ -261,7 +261,7 @@ public sealed class Sweep
         if ((cell.PreparationFailure ?? StrategyGivenUp(cell)) is { } reason)
         {
             cell.GivenUp = true;
-            observer.SampleTaken(Failed(round, cell, 0, default, reason), [], [], []);
+            observer.SampleTaken(Failed(round, cell, 0, default, reason), SampleRecords.None);
             return !cancellation.IsCancellationRequested;
         }
 
@@ -277,18 +277,14 @@ public sealed class Sweep
             cell.GivenUp = attempt.Run?.Outcome.End is RunEnd.TimedOut or RunEnd.Abandoned;
             observer.SampleTaken(
                 Failed(round, cell, cell.Units, attempt.Run?.Disturbance ?? default, failure),
-                attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell.Cell, run, part) : [],
-                KernelStatistics(round, cell.Cell, attempt.Region),
-                Translations(round, cell.Cell, attempt.Run, attempt.Region)
+                Records(round, cell.Cell, attempt)
             );
             return true;
         }
 
         observer.SampleTaken(
             Measured(round, cell, warmUp, attempt.Run!, attempt.Region!),
-            Exits(round, cell.Cell, attempt.Run!, attempt.Region!),
-            KernelStatistics(round, cell.Cell, attempt.Region),
-            Translations(round, cell.Cell, attempt.Run, attempt.Region)
+            Records(round, cell.Cell, attempt)
         );
         return true;
     }
@@ -369,6 +365,16 @@ public sealed class Sweep
             OutlierLabel.None,
             SampleStatus.Failed,
             cell.Mark is { Evidence: FaithfulnessMark.Ended } mark ? $"{mark}: {note}" : note
+        );
+
+    private static SampleRecords Records(int round, Cell cell, Attempted attempt) =>
+        new(
+            attempt.Run is { } run && attempt.Region is { } part ? Exits(round, cell, run, part) : [],
+            KernelStatistics(round, cell, attempt.Region),
+            Translations(round, cell, attempt.Run, attempt.Region),
+            attempt.Region?.Io is { } io && (io.WaitingNanoseconds > 0 || io.Disk is { Requests: > 0 })
+                ? new IoRecord(round, cell, io)
+                : null
         );
 
     private static List<ExitRecord> Exits(int round, Cell cell, SampleRun run, MeasuredRegion region)

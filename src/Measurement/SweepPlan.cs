@@ -1,4 +1,5 @@
 using VirtBench.Strategies;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement;
@@ -106,6 +107,11 @@ public sealed class SweepPlan
         List<SkippedCell> skipped
     )
     {
+        if (strategy.Delivery != InterruptDelivery.Exit && !workload.UsesDeviceInterrupts)
+        {
+            return; // it would be the strategy itself once more
+        }
+
         if (WhyNotUnder(strategy, workload) is { } reason)
         {
             skipped.Add(new SkippedCell(strategy.Id, workload.Id, reason));

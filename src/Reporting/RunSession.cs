@@ -6,7 +6,9 @@ using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Reporting;
@@ -84,7 +86,12 @@ public sealed class RunSession
                 Strategies =
                 [
                     .. run.Strategies.Select(entry =>
-                        Known(strategies.FirstOrDefault(strategy => strategy.Id == entry.Id), entry.Id, path)
+                        Known(
+                            strategies.FirstOrDefault(strategy => strategy.Id == entry.Id)
+                                ?? Variant(strategies, entry.Id),
+                            entry.Id,
+                            path
+                        )
                     ),
                 ],
                 Workloads = [.. run.Workloads.Select(entry => Known(WorkloadCatalog.Find(entry.Id), entry.Id, path))],
@@ -98,11 +105,14 @@ public sealed class RunSession
             }
         );
         CheckOrder(sweep.Plan, run, path);
-        var images = run.GuestImages.ToDictionary(image => (image.Workload, image.TrapsPerUnit), image => image.Sha256);
+        var images = run.GuestImages.ToDictionary(
+            image => (image.Workload, image.TrapsPerUnit, image.Interface),
+            image => image.Sha256
+        );
         foreach (SweepImage image in sweep.Images)
         {
             if (
-                images.TryGetValue((image.Workload, image.TrapsPerUnit), out string? measured)
+                images.TryGetValue((image.Workload, image.TrapsPerUnit, Word(image.Interface)), out string? measured)
                 && measured != image.Sha256
             )
             {
@@ -193,6 +203,11 @@ public sealed class RunSession
         }
     }
 
+    private static Strategy? Variant(IReadOnlyList<Strategy> strategies, string id) =>
+        StrategyCatalog
+            .Delivering(strategies, Enum.GetValues<InterruptDelivery>())
+            .FirstOrDefault(strategy => strategy.Id == id);
+
     private static T Known<T>(T? found, string id, string path)
         where T : class =>
         found ?? throw new RunDirectoryException($"{path} measures {id}, which this build does not have.");
@@ -240,9 +255,17 @@ public sealed class RunSession
             Skipped = sweep.Plan.Skipped,
             GuestImages =
             [
-                .. sweep.Images.Select(image => new GuestImageEntry(image.Workload, image.TrapsPerUnit, image.Sha256)),
+                .. sweep.Images.Select(image => new GuestImageEntry(
+                    image.Workload,
+                    image.TrapsPerUnit,
+                    image.Sha256,
+                    Word(image.Interface)
+                )),
             ],
         };
+
+    private static string Word(GuestInterface built) =>
+        built == GuestInterface.Paravirtual ? "paravirtual" : GuestImageEntry.Native;
 
     private static StrategyEntry Describe(Strategy strategy)
     {

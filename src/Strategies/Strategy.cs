@@ -30,6 +30,12 @@ public abstract class Strategy
     /// </summary>
     public virtual bool EmulatesRingZero => false;
 
+    /// <summary>The strategy that this one varies; itself where it is none but its own.</summary>
+    public virtual Strategy Basis => this;
+
+    /// <summary>How it delivers device interrupts.</summary>
+    public virtual InterruptDelivery Delivery => InterruptDelivery.Exit;
+
     /// <summary>What its guests are built for.</summary>
     public virtual GuestInterface Interface => GuestInterface.Native;
 

@@ -3,6 +3,7 @@ using VirtBench.Strategies.Hardware;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Strategies.Simulation;
 using VirtBench.Strategies.TrapAndEmulate;
+using VirtBench.Vmm.Interrupts;
 
 namespace VirtBench.Strategies;
 
@@ -22,6 +23,21 @@ public static class StrategyCatalog
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),
             new SimulatedBinaryTranslationStrategy(profile),
+        ];
+
+    /// <summary>
+    /// The strategies with each of these ways of delivering device interrupts, in the order of the strategies; what cannot deliver so says why.
+    /// </summary>
+    public static IReadOnlyList<Strategy> Delivering(
+        IReadOnlyList<Strategy> strategies,
+        IReadOnlyList<InterruptDelivery> deliveries
+    ) =>
+        [
+            .. strategies.SelectMany(strategy =>
+                deliveries.Select(delivery =>
+                    delivery == InterruptDelivery.Exit ? strategy : new StrategyWithDelivery(strategy, delivery)
+                )
+            ),
         ];
 
     /// <summary>The strategy with this id, or null.</summary>

@@ -65,6 +65,11 @@ public abstract class Workload
     /// </summary>
     public virtual bool DependsOnDensity => true;
 
+    /// <summary>
+    /// True when devices interrupt the region: a strategy with another way of delivering interrupts is of interest here only.
+    /// </summary>
+    public virtual bool UsesDeviceInterrupts => false;
+
     /// <summary>Largest k that a unit of this workload has room for.</summary>
     public virtual int MaximumTrapsPerUnit => 64;
 

@@ -140,17 +140,12 @@ internal sealed class RecordingObserver : ISweepObserver
 
     public List<TranslationRecord> Translations { get; } = [];
 
-    public void SampleTaken(
-        Sample sample,
-        IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
-        IReadOnlyList<TranslationRecord> translations
-    )
+    public void SampleTaken(Sample sample, SampleRecords records)
     {
         Samples.Add(sample);
-        Exits.AddRange(exits);
-        KernelStatistics.AddRange(kernelStatistics);
-        Translations.AddRange(translations);
+        Exits.AddRange(records.Exits);
+        KernelStatistics.AddRange(records.KernelStatistics);
+        Translations.AddRange(records.Translations);
         OnSample?.Invoke(sample);
     }
 

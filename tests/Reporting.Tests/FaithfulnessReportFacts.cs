@@ -76,11 +76,13 @@ public sealed class FaithfulnessReportFacts
                     : ends ? Ended
                     : ""
             ),
-            traps > 0
-                ? [new ExitRecord(round, cell, "syscall", 2 * traps, null, 80.0 * traps, 120.0 * traps, null)]
-                : [],
-            [],
-            []
+            new SampleRecords(
+                traps > 0
+                    ? [new ExitRecord(round, cell, "syscall", 2 * traps, null, 80.0 * traps, 120.0 * traps, null)]
+                    : [],
+                [],
+                []
+            )
         );
     }
 

@@ -93,30 +93,32 @@ public sealed class HardwareReportFacts
                     var kernel = (2 * Units) + (k * Units) + 2;
                     log.SampleTaken(
                         sample,
-                        [
-                            new ExitRecord(round, cell, "region-marker", 2, null, 1, 1, null),
-                            .. traps == 0
-                                ? Array.Empty<ExitRecord>()
-                                : [new ExitRecord(round, cell, "port-io", traps, null, 1, 1, null)],
-                        ],
-                        !withAccount
-                            ? []
-                            :
+                        new SampleRecords(
                             [
-                                new KernelStatisticRecord(round, cell, "exits", (ulong)kernel),
-                                .. emulatedInstructions == 0
-                                    ? Array.Empty<KernelStatisticRecord>()
-                                    :
-                                    [
-                                        new KernelStatisticRecord(
-                                            round,
-                                            cell,
-                                            "insn_emulation",
-                                            (ulong)emulatedInstructions
-                                        ),
-                                    ],
+                                new ExitRecord(round, cell, "region-marker", 2, null, 1, 1, null),
+                                .. traps == 0
+                                    ? Array.Empty<ExitRecord>()
+                                    : [new ExitRecord(round, cell, "port-io", traps, null, 1, 1, null)],
                             ],
-                        []
+                            !withAccount
+                                ? []
+                                :
+                                [
+                                    new KernelStatisticRecord(round, cell, "exits", (ulong)kernel),
+                                    .. emulatedInstructions == 0
+                                        ? Array.Empty<KernelStatisticRecord>()
+                                        :
+                                        [
+                                            new KernelStatisticRecord(
+                                                round,
+                                                cell,
+                                                "insn_emulation",
+                                                (ulong)emulatedInstructions
+                                            ),
+                                        ],
+                                ],
+                            []
+                        )
                     );
                 }
             }
@@ -271,7 +273,13 @@ public sealed class HardwareReportFacts
         {
             foreach (var (sample, exits) in SyntheticRun.Samples(2))
             {
-                log.SampleTaken(sample with { Note = sample.Cell.Strategy == "native" ? note : "" }, exits, [], []);
+                log.SampleTaken(
+                    sample with
+                    {
+                        Note = sample.Cell.Strategy == "native" ? note : "",
+                    },
+                    new SampleRecords(exits, [], [])
+                );
             }
         }
         var (markdown, _) = Report(run);

@@ -102,9 +102,11 @@ public sealed partial class ReportFacts
                     {
                         Note = Evil,
                     },
-                    [.. exits.Select(exit => exit with { Reason = Evil })],
-                    [new(sample.Round, sample.Cell, Evil, 1)],
-                    []
+                    new SampleRecords(
+                        [.. exits.Select(exit => exit with { Reason = Evil })],
+                        [new(sample.Round, sample.Cell, Evil, 1)],
+                        []
+                    )
                 );
             }
         }
@@ -196,7 +198,7 @@ public sealed partial class ReportFacts
         {
             foreach (var sample in samples)
             {
-                log.SampleTaken(sample, [], [], []);
+                log.SampleTaken(sample, new SampleRecords([], [], []));
             }
         }
         var outcome = ReportWriter.Write(run.Directory);
@@ -256,9 +258,7 @@ public sealed partial class ReportFacts
         {
             log.SampleTaken(
                 sample,
-                [new ExitRecord(sample.Round, sample.Cell, "kick", 1, null, 40, 900, null)],
-                [],
-                []
+                new SampleRecords([new ExitRecord(sample.Round, sample.Cell, "kick", 1, null, 40, 900, null)], [], [])
             );
         }
         return run;

@@ -113,7 +113,7 @@ public sealed class RunDirectoryFacts
     {
         using var run = SyntheticRun.Empty();
         using var log = run.Directory.Append();
-        log.SampleTaken(Sample(0, 1), [], [], []);
+        log.SampleTaken(Sample(0, 1), new SampleRecords([], [], []));
 
         Assert.Single(RunDirectory.Open(run.Directory.FullPath).Read().Samples);
     }
@@ -128,7 +128,7 @@ public sealed class RunDirectoryFacts
             Assert.True(log.IsDone(0, Sample(0, 2).Cell));
             Assert.False(log.IsDone(1, Sample(0, 2).Cell));
             Assert.Equal(2, log.Earlier.Count);
-            log.SampleTaken(Sample(1, 2), [], [], []);
+            log.SampleTaken(Sample(1, 2), new SampleRecords([], [], []));
             Assert.True(log.IsDone(1, Sample(0, 2).Cell));
         }
 
@@ -159,7 +159,7 @@ public sealed class RunDirectoryFacts
         using var run = SyntheticRun.Empty();
         using (var log = run.Directory.Append())
         {
-            log.SampleTaken(Sample(0, 1), [Exit(0, 1)], [Counter(0, 1)], []);
+            log.SampleTaken(Sample(0, 1), new SampleRecords([Exit(0, 1)], [Counter(0, 1)], []));
         }
         File.AppendAllText(run.Directory.At("exits.csv"), "0,synthetic,rdtsc,2,rdtsc,200,,1,1,\r\n");
         File.AppendAllText(run.Directory.At("kernel-statistics.csv"), "0,synthetic,rdtsc,2,exits,200\r\n0,syn");
@@ -188,7 +188,7 @@ public sealed class RunDirectoryFacts
 
         using (var log = RunDirectory.Open(run.Directory.FullPath).Append())
         {
-            log.SampleTaken(Sample(9, 1), [], [Counter(9, 1)], []);
+            log.SampleTaken(Sample(9, 1), new SampleRecords([], [Counter(9, 1)], []));
         }
         Assert.Equal([Counter(9, 1)], RunDirectory.Open(run.Directory.FullPath).Read().KernelStatistics);
     }
@@ -199,7 +199,7 @@ public sealed class RunDirectoryFacts
         using var run = SyntheticRun.Empty();
         using (var log = run.Directory.Append())
         {
-            log.SampleTaken(Sample(0, 1), [], [Counter(0, 1)], []);
+            log.SampleTaken(Sample(0, 1), new SampleRecords([], [Counter(0, 1)], []));
         }
         ReportWriter.WriteFits(run.Directory);
         var path = run.Directory.At("kernel-statistics.csv");
@@ -297,7 +297,7 @@ public sealed class RunDirectoryFacts
 
         using (var log = RunDirectory.Open(run.Directory.FullPath).Append())
         {
-            log.SampleTaken(Sample(9, 3), [], [], []);
+            log.SampleTaken(Sample(9, 3), new SampleRecords([], [], []));
         }
         var again = RunDirectory.Open(run.Directory.FullPath);
         Assert.Empty(again.Manifest.Files);
@@ -404,7 +404,7 @@ public sealed class RunDirectoryFacts
         var listener = new Listener();
         using (var log = run.Directory.Append(listener))
         {
-            log.SampleTaken(Sample(0, 1), [], [], []);
+            log.SampleTaken(Sample(0, 1), new SampleRecords([], [], []));
             log.Progress(1, 2, TimeSpan.FromSeconds(3));
         }
 
@@ -439,7 +439,7 @@ public sealed class RunDirectoryFacts
         using var log = run.Append();
         foreach (var sample in samples)
         {
-            log.SampleTaken(sample, [], [], []);
+            log.SampleTaken(sample, new SampleRecords([], [], []));
         }
     }
 
@@ -454,12 +454,7 @@ public sealed class RunDirectoryFacts
 
         public int Total { get; private set; }
 
-        public void SampleTaken(
-            Sample sample,
-            IReadOnlyList<ExitRecord> exits,
-            IReadOnlyList<KernelStatisticRecord> kernelStatistics,
-            IReadOnlyList<TranslationRecord> translations
-        ) => Samples++;
+        public void SampleTaken(Sample sample, SampleRecords records) => Samples++;
 
         public void Progress(int done, int total, TimeSpan? remaining) => (Done, Total) = (done, total);
     }

@@ -103,7 +103,7 @@ internal sealed class SyntheticRun : IDisposable
         {
             foreach (var (sample, exits) in Samples(rounds))
             {
-                log.SampleTaken(sample, exits, [], []);
+                log.SampleTaken(sample, new SampleRecords(exits, [], []));
             }
         }
         return run;

@@ -78,17 +78,19 @@ public sealed class TranslationReportFacts
             var cell = new Cell(strategy, "rdtsc", k);
             log.SampleTaken(
                 new Sample(round, cell, Units, traps, unit * Units, 1, 0, 0, OutlierLabel.None, SampleStatus.Ok, ""),
-                translations.Length == 0
-                    ? [new(round, cell, "rdtsc", Math.Max(1, traps), null, 1, 1, null)]
-                    :
-                    [
-                        new(round, cell, "hidden-page-fault", 500, null, 1, 1, null),
-                        new(round, cell, "translate", 2, null, 0, 3000, null),
-                        new(round, cell, "link", 7, null, 0, 0, null),
-                        new(round, cell, "lookup-miss", 10_000, null, 0, 0, null),
-                    ],
-                [],
-                translations
+                new SampleRecords(
+                    translations.Length == 0
+                        ? [new(round, cell, "rdtsc", Math.Max(1, traps), null, 1, 1, null)]
+                        :
+                        [
+                            new(round, cell, "hidden-page-fault", 500, null, 1, 1, null),
+                            new(round, cell, "translate", 2, null, 0, 3000, null),
+                            new(round, cell, "link", 7, null, 0, 0, null),
+                            new(round, cell, "lookup-miss", 10_000, null, 0, 0, null),
+                        ],
+                    [],
+                    translations
+                )
             );
         }
     }
@@ -221,9 +223,7 @@ public sealed class TranslationReportFacts
         {
             log.SampleTaken(
                 new Sample(9, record.Cell, 1, 0, 1, 1, 0, 0, OutlierLabel.None, SampleStatus.Ok, ""),
-                [],
-                [],
-                [record]
+                new SampleRecords([], [], [record])
             );
         }
 

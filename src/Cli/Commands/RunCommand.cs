@@ -2,6 +2,8 @@ using System.CommandLine;
 using VirtBench.Measurement;
 using VirtBench.Reporting;
 using VirtBench.Reporting.Runs;
+using VirtBench.Strategies;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli.Commands;
@@ -13,7 +15,7 @@ internal static class RunCommand
     {
         var profile = new Option<string>("--profile")
         {
-            Description = "quick (about a minute), standard or thorough",
+            Description = "quick (about two minutes), standard or thorough",
             DefaultValueFactory = _ => "quick",
         };
         Option<string[]> strategies = CommonOptions.List("--strategy", "Strategy ids; all when left out");
@@ -37,6 +39,10 @@ internal static class RunCommand
         Option<string> resume = CommonOptions.Path("--resume", "Go on with an interrupted run", "RUN");
         Option<string> costs = CommonOptions.CostProfile();
         Option<string> shadow = CommonOptions.Shadow();
+        Option<string[]> deliveries = CommonOptions.List(
+            "--interrupt-delivery",
+            "How device interrupts reach the guest: exit (when left out), coalesced, direct, or all; workloads without a device are measured once"
+        );
         Option<bool> strict = CommonOptions.Strict();
         var command = new Command("run", "Measure, fit, draw and report: the main job")
         {
@@ -50,6 +56,7 @@ internal static class RunCommand
             resume,
             costs,
             shadow,
+            deliveries,
             strict,
         };
         command.SetAction(parsed =>
@@ -67,19 +74,24 @@ internal static class RunCommand
                     output,
                     costs,
                     shadow,
+                    deliveries,
                     strict
                 );
                 return Execute(terminal, () => RunSession.Resume(run));
             }
 
+            IReadOnlyList<InterruptDelivery> ways = Choice.Deliveries(parsed.GetValue(deliveries)!);
             string[] ks = parsed.GetValue(densities)!;
             SweepProfile chosen = Profile(parsed.GetValue(profile)!, ks, Given(parsed, rounds));
             var options = new SweepOptions
             {
-                Strategies = Choice.Strategies(
-                    parsed.GetValue(strategies)!,
-                    Choice.Profile(parsed.GetValue(costs)),
-                    parsed.GetValue(shadow)
+                Strategies = StrategyCatalog.Delivering(
+                    Choice.Strategies(
+                        parsed.GetValue(strategies)!,
+                        Choice.Profile(parsed.GetValue(costs)),
+                        parsed.GetValue(shadow)
+                    ),
+                    ways
                 ),
                 Workloads = Choice.Workloads(parsed.GetValue(workloads)!),
                 Profile = chosen,
@@ -102,7 +114,7 @@ internal static class RunCommand
                     RunSession.Start(
                         options,
                         parsed.GetValue(output)!,
-                        CommandText(options, ks.Length > 0, parsed.GetValue(costs), parsed.GetValue(shadow)),
+                        CommandText(options, ways, ks.Length > 0, parsed.GetValue(costs), parsed.GetValue(shadow)),
                         parsed.GetValue(costs) is { } file ? File.ReadAllBytes(file) : null
                     )
             );
@@ -147,12 +159,18 @@ internal static class RunCommand
     }
 
     /// <summary>The command line that measures the same again, in the same order.</summary>
-    private static string CommandText(SweepOptions options, bool withDensities, string? costProfile, string? shadow) =>
+    private static string CommandText(
+        SweepOptions options,
+        IReadOnlyList<InterruptDelivery> deliveries,
+        bool withDensities,
+        string? costProfile,
+        string? shadow
+    ) =>
         string.Join(
             ' ',
             "./virtbench run",
             $"--profile {options.Profile.Name}",
-            $"--strategy {string.Join(',', options.Strategies.Select(strategy => strategy.Id))}",
+            $"--strategy {string.Join(',', options.Strategies.Select(strategy => strategy.Basis.Id).Distinct())}",
             $"--workload {string.Join(',', options.Workloads.Select(workload => workload.Id))}",
             $"--rounds {options.Profile.Rounds}",
             $"--seed {options.Seed}"
@@ -160,6 +178,11 @@ internal static class RunCommand
         + (withDensities ? $" --traps-per-unit {string.Join(',', options.Profile.Densities)}" : "")
         + (costProfile is null ? "" : $" --cost-profile {Quoted(costProfile)}")
         + (shadow is null ? "" : $" --shadow {shadow}")
+        + (
+            deliveries is [InterruptDelivery.Exit]
+                ? ""
+                : $" --interrupt-delivery {string.Join(',', deliveries.Select(delivery => delivery.Name()))}"
+        )
         + (options.Strict ? " --strict" : "");
 
     private static int Execute(Terminal terminal, Func<RunSession> open)

@@ -1,3 +1,5 @@
+using VirtBench.Strategies;
+
 namespace VirtBench.Reporting.Figures;
 
 /// <summary>How a strategy is drawn, the same in every figure of every run.</summary>
@@ -31,9 +33,10 @@ internal sealed record StrategyStyle(string Color, string Fill, string Shape, IR
 
     public static StrategyStyle Of(string strategy, bool isComputed)
     {
-        var name = strategy.StartsWith(SimulatedPrefix, StringComparison.Ordinal)
-            ? strategy[SimulatedPrefix.Length..]
-            : strategy;
+        var basis = StrategyWithDelivery.BasisOf(strategy);
+        var name = basis.StartsWith(SimulatedPrefix, StringComparison.Ordinal)
+            ? basis[SimulatedPrefix.Length..]
+            : basis;
         var (color, shape) = Known.GetValueOrDefault(name, Unknown);
         return new StrategyStyle(color, isComputed ? "#FFFFFF" : color, shape, isComputed ? Dashed : Solid);
     }

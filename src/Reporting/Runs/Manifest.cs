@@ -32,13 +32,27 @@ public sealed record HoleEntry(string Instruction, string Effect);
 /// <param name="Id">Workload id.</param>
 /// <param name="SensitiveInstruction">The sensitive instruction as an assembler writes it; null when there is none.</param>
 /// <param name="Description">One line.</param>
-public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description);
+public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description)
+{
+    /// <summary>Stated mean service time of a request, in nanoseconds, where the workload has a disk; null without one.</summary>
+    public double? DiskServiceNanoseconds { get; init; }
+}
 
 /// <summary>A guest image that a run executed.</summary>
 /// <param name="Workload">Workload id.</param>
 /// <param name="TrapsPerUnit">k that the image was built for.</param>
 /// <param name="Sha256">Hash of the image's bytes, lower-case hexadecimal.</param>
-public sealed record GuestImageEntry(string Workload, int TrapsPerUnit, string Sha256);
+/// <param name="Interface">What it was built for: "native" or "paravirtual".</param>
+public sealed record GuestImageEntry(
+    string Workload,
+    int TrapsPerUnit,
+    string Sha256,
+    string Interface = GuestImageEntry.Native
+)
+{
+    /// <summary>The word for the native interface, for which all images of older runs were built.</summary>
+    public const string Native = "native";
+}
 
 /// <summary>What whoever starts a run knows about it before its first sample.</summary>
 public sealed record RunDescription

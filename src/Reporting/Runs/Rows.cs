@@ -2,6 +2,7 @@ using System.Text.Json;
 using CsvHelper;
 using VirtBench.Analysis;
 using VirtBench.Measurement;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 
 namespace VirtBench.Reporting.Runs;
@@ -273,6 +274,97 @@ internal sealed partial class TranslationRow
                 Flushes
             ),
             TranslateNanoseconds
+        );
+}
+
+/// <summary>A row of io-statistics.csv.</summary>
+[CsvRecord]
+internal sealed partial class IoRow
+{
+    [CsvColumn("round")]
+    public int Round { get; set; }
+
+    [CsvColumn("strategy")]
+    public string Strategy { get; set; } = "";
+
+    [CsvColumn("workload")]
+    public string Workload { get; set; } = "";
+
+    [CsvColumn("traps_per_unit")]
+    public int TrapsPerUnit { get; set; }
+
+    [CsvColumn("waiting_ns")]
+    public double WaitingNanoseconds { get; set; }
+
+    [CsvColumn("requests")]
+    public long? Requests { get; set; }
+
+    [CsvColumn("completions")]
+    public long? Completions { get; set; }
+
+    [CsvColumn("errors")]
+    public long? Errors { get; set; }
+
+    [CsvColumn("bytes_read")]
+    public long? BytesRead { get; set; }
+
+    [CsvColumn("bytes_written")]
+    public long? BytesWritten { get; set; }
+
+    [CsvColumn("flushes")]
+    public long? Flushes { get; set; }
+
+    [CsvColumn("interrupts")]
+    public long? Interrupts { get; set; }
+
+    [CsvColumn("latency_ns")]
+    public double? LatencyNanoseconds { get; set; }
+
+    [CsvColumn("latency_max_ns")]
+    public double? LatencyMaximumNanoseconds { get; set; }
+
+    public static IoRow Of(IoRecord record)
+    {
+        DiskStatistics? disk = record.Statistics.Disk;
+        return new()
+        {
+            Round = record.Round,
+            Strategy = record.Cell.Strategy,
+            Workload = record.Cell.Workload,
+            TrapsPerUnit = record.Cell.TrapsPerUnit,
+            WaitingNanoseconds = record.Statistics.WaitingNanoseconds,
+            Requests = disk?.Requests,
+            Completions = disk?.Completions,
+            Errors = disk?.Errors,
+            BytesRead = disk?.BytesRead,
+            BytesWritten = disk?.BytesWritten,
+            Flushes = disk?.Flushes,
+            Interrupts = disk?.Interrupts,
+            LatencyNanoseconds = disk?.LatencyTotalNanoseconds,
+            LatencyMaximumNanoseconds = disk?.LatencyMaximumNanoseconds,
+        };
+    }
+
+    public IoRecord ToRecord() =>
+        new(
+            Round,
+            new Cell(Strategy, Workload, TrapsPerUnit),
+            new IoStatistics(
+                WaitingNanoseconds,
+                Requests is { } requests
+                    ? new DiskStatistics(
+                        requests,
+                        Completions ?? 0,
+                        Errors ?? 0,
+                        BytesRead ?? 0,
+                        BytesWritten ?? 0,
+                        Flushes ?? 0,
+                        Interrupts ?? 0,
+                        LatencyNanoseconds ?? 0,
+                        LatencyMaximumNanoseconds ?? 0
+                    )
+                    : null
+            )
         );
 }
 

@@ -11,18 +11,20 @@ namespace VirtBench.Reporting.Runs;
 /// <param name="Exits">Rows of exits.csv that belong to one of the samples.</param>
 /// <param name="KernelStatistics">Rows of kernel-statistics.csv that do; none where the run is older than this file.</param>
 /// <param name="Translations">Rows of translation-statistics.csv that do; none where the run is older than this file.</param>
+/// <param name="Io">Rows of io-statistics.csv that do; none where the run is older than this file.</param>
 /// <param name="Notices">What was found wrong with the files and left out, a line each.</param>
 public sealed record RunContents(
     IReadOnlyList<Sample> Samples,
     IReadOnlyList<ExitRecord> Exits,
     IReadOnlyList<KernelStatisticRecord> KernelStatistics,
     IReadOnlyList<TranslationRecord> Translations,
+    IReadOnlyList<IoRecord> Io,
     IReadOnlyList<string> Notices
 );
 
 /// <summary>
-/// A folder that holds one run: manifest.json, environment.json, samples.csv, exits.csv, kernel-statistics.csv and
-/// translation-statistics.csv as they were measured, and what is derived from them. docs/file-formats.md describes the files.
+/// A folder that holds one run: manifest.json, environment.json, samples.csv, exits.csv, kernel-statistics.csv,
+/// translation-statistics.csv and io-statistics.csv as they were measured, and what is derived from them. docs/file-formats.md describes the files.
 /// </summary>
 public sealed class RunDirectory
 {
@@ -33,6 +35,7 @@ public sealed class RunDirectory
         ExitsFile = "exits.csv",
         KernelStatisticsFile = "kernel-statistics.csv",
         TranslationStatisticsFile = "translation-statistics.csv",
+        IoStatisticsFile = "io-statistics.csv",
         FitsFile = "fits.csv",
         FiguresFolder = "figures",
         CostProfileFile = "cost-profile.json",
@@ -98,6 +101,7 @@ public sealed class RunDirectory
         run.Write(ExitsFile, CsvFile.Encode(Array.Empty<ExitRow>(), withHeader: true));
         run.Write(KernelStatisticsFile, CsvFile.Encode(Array.Empty<KernelStatisticRow>(), withHeader: true));
         run.Write(TranslationStatisticsFile, CsvFile.Encode(Array.Empty<TranslationRow>(), withHeader: true));
+        run.Write(IoStatisticsFile, CsvFile.Encode(Array.Empty<IoRow>(), withHeader: true));
         return run;
     }
 
@@ -169,6 +173,11 @@ public sealed class RunDirectory
                 TranslationStatisticsFile,
                 ReadLater<TranslationRow, TranslationRecord>(TranslationStatisticsFile, row => row.ToRecord()),
                 translated => (translated.Round, translated.Cell)
+            ),
+            Finished(
+                IoStatisticsFile,
+                ReadLater<IoRow, IoRecord>(IoStatisticsFile, row => row.ToRecord()),
+                io => (io.Round, io.Cell)
             ),
             notices
         );
@@ -256,6 +265,10 @@ public sealed class RunDirectory
                 TranslationStatisticsFile,
                 CsvFile.Encode(contents.Translations.Select(TranslationRow.Of), withHeader: true)
             );
+        }
+        if (contents.Notices.Count > 0 || !File.Exists(At(IoStatisticsFile)))
+        {
+            Write(IoStatisticsFile, CsvFile.Encode(contents.Io.Select(IoRow.Of), withHeader: true));
         }
         return new SampleLog(this, contents, next);
     }
@@ -388,15 +401,17 @@ public sealed class RunDirectory
         }
     }
 
-    /// <summary>Ids become file names and parts of a page: lower-case words with hyphens, as interfaces have them.</summary>
+    /// <summary>Ids become file names and parts of a page: lower-case words with hyphens, as interfaces have them, and a plus sign.</summary>
     private static bool IsId(string text) =>
-        text.Length is > 0 and <= 64 && text.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c == '-');
+        text.Length is > 0 and <= 64
+        && text.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '+');
 
     private void DropIncompleteLine()
     {
-        foreach (var name in new[] { SamplesFile, ExitsFile, KernelStatisticsFile, TranslationStatisticsFile })
+        string[] later = [KernelStatisticsFile, TranslationStatisticsFile, IoStatisticsFile];
+        foreach (var name in (string[])[SamplesFile, ExitsFile, .. later])
         {
-            if (name is KernelStatisticsFile or TranslationStatisticsFile && !File.Exists(At(name)))
+            if (later.Contains(name) && !File.Exists(At(name)))
             {
                 continue;
             }

@@ -12,6 +12,7 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     private readonly AppendedFile exits;
     private readonly AppendedFile kernelStatistics;
     private readonly AppendedFile translations;
+    private readonly AppendedFile io;
     private readonly ISweepObserver? next;
     private readonly HashSet<(int Round, Cell Cell)> done;
 
@@ -27,12 +28,14 @@ public sealed class SampleLog : ISweepObserver, IDisposable
             exits = new AppendedFile(run.At(RunDirectory.ExitsFile));
             kernelStatistics = new AppendedFile(run.At(RunDirectory.KernelStatisticsFile));
             translations = new AppendedFile(run.At(RunDirectory.TranslationStatisticsFile));
+            io = new AppendedFile(run.At(RunDirectory.IoStatisticsFile));
         }
         catch
         {
             samples.Dispose();
             exits?.Dispose();
             kernelStatistics?.Dispose();
+            translations?.Dispose();
             throw;
         }
     }
@@ -50,20 +53,22 @@ public sealed class SampleLog : ISweepObserver, IDisposable
     public bool IsDone(int round, Cell cell) => done.Contains((round, cell));
 
     /// <inheritdoc />
-    public void SampleTaken(
-        Sample sample,
-        IReadOnlyList<ExitRecord> exits,
-        IReadOnlyList<KernelStatisticRecord> kernelStatistics,
-        IReadOnlyList<TranslationRecord> translations
-    )
+    public void SampleTaken(Sample sample, SampleRecords records)
     {
         // The sample's own row last: exits without it are recognised as left over, a sample without its exits would not be.
-        this.exits.Append(CsvFile.Encode(exits.Select(ExitRow.Of), withHeader: false));
-        this.kernelStatistics.Append(CsvFile.Encode(kernelStatistics.Select(KernelStatisticRow.Of), withHeader: false));
-        this.translations.Append(CsvFile.Encode(translations.Select(TranslationRow.Of), withHeader: false));
+        exits.Append(CsvFile.Encode(records.Exits.Select(ExitRow.Of), withHeader: false));
+        kernelStatistics.Append(
+            CsvFile.Encode(records.KernelStatistics.Select(KernelStatisticRow.Of), withHeader: false)
+        );
+        translations.Append(CsvFile.Encode(records.Translations.Select(TranslationRow.Of), withHeader: false));
+        if (records.Io is { } done)
+        {
+            io.Append(CsvFile.Encode([IoRow.Of(done)], withHeader: false));
+        }
+
         samples.Append(CsvFile.Encode([SampleRow.Of(sample)], withHeader: false));
-        done.Add((sample.Round, sample.Cell));
-        next?.SampleTaken(sample, exits, kernelStatistics, translations);
+        this.done.Add((sample.Round, sample.Cell));
+        next?.SampleTaken(sample, records);
     }
 
     /// <inheritdoc />
@@ -76,6 +81,7 @@ public sealed class SampleLog : ISweepObserver, IDisposable
         exits.Dispose();
         kernelStatistics.Dispose();
         translations.Dispose();
+        io.Dispose();
     }
 
     /// <summary>A file that only ever grows.</summary>
