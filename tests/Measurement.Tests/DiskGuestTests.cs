@@ -20,6 +20,9 @@ public sealed class DiskGuestTests
     private const uint Data = 0x22_0000;
     private const uint Registers = 0xD000_0000;
 
+    // Slow enough that the guest is back in its polling loop by then.
+    private static readonly DiskTiming Slow = new() { MeanNanoseconds = 200_000 };
+
     public static TheoryData<string> Strategies() => [.. StrategiesUnderTest.Privileged];
 
     private static GuestRunResult Run(string id, Action<Assembler> write, GuestDisk disk)
@@ -162,7 +165,12 @@ public sealed class DiskGuestTests
                     a.Label(ref refused);
                     Exit(a, 2);
                 },
-                new GuestDisk { Path = path, IsReadOnly = true }
+                new GuestDisk
+                {
+                    Path = path,
+                    IsReadOnly = true,
+                    Timing = Slow,
+                }
             );
             Assert.Equal(
                 (RunEnd.Exited, (byte)0, null),
@@ -252,7 +260,12 @@ public sealed class DiskGuestTests
                     a.Label(ref refused);
                     Exit(a, 2);
                 },
-                new GuestDisk { Path = path, IsReadOnly = true }
+                new GuestDisk
+                {
+                    Path = path,
+                    IsReadOnly = true,
+                    Timing = Slow,
+                }
             );
             Assert.Equal(
                 (RunEnd.Exited, (byte)0, null),
