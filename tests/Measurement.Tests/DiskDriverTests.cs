@@ -95,30 +95,4 @@ public sealed class DiskDriverTests
             Assert.Equal((long)count * DiskBlock.Bytes, statistics.BytesRead);
         }
     }
-
-    [Theory]
-    [InlineData(DiskFrontEndKind.Ata)]
-    [InlineData(DiskFrontEndKind.Virtio)]
-    public void Either_driver_serves_either_interface(DiskFrontEndKind frontEnd)
-    {
-        Strategy strategy = StrategiesUnderTest.Get("simulated-trap-and-emulate");
-        ulong[] checksums = new ulong[2];
-        foreach (GuestInterface builtFor in (GuestInterface[])[GuestInterface.Native, GuestInterface.Paravirtual])
-        {
-            var program = new DiskProgram(frontEnd, builtFor, 8);
-            using VirtualMachine machine = Booted(
-                strategy,
-                program,
-                new Disk(new RamStorage(Bytes, Seed)),
-                InterruptDelivery.Exit,
-                0,
-                50,
-                0
-            );
-            AssertEnded(machine.Run(Timeout, TestContext.Current.CancellationToken));
-            checksums[(int)builtFor] = WorkloadResult.Read(machine.Memory).Checksum;
-        }
-
-        Assert.Equal(checksums[0], checksums[1]);
-    }
 }
