@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
@@ -66,13 +67,11 @@ public sealed class MiniOs : Workload
         $"an operating system in miniature: {_processes} processes, timer, demand paging; k system calls per unit";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "syscall";
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        new("syscall", TrapReason.SystemCall);
 
     /// <inheritdoc/>
     public override bool RunsInUserMode => true;
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.SystemCall;
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
