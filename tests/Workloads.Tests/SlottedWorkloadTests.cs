@@ -260,7 +260,7 @@ public sealed class SlottedWorkloadTests
         ImageSegment code = image.Segments.First(segment => segment.Executable);
         Assert.Equal(SlottedWorkload.ImageBase, code.PhysicalAddress);
         Instruction last = Instructions(workload, workload.MaximumTrapsPerUnit, guestInterface)[^1];
-        Assert.InRange(last.NextIP - SlottedWorkload.ImageBase, 1UL, 20UL << 10);
+        Assert.InRange(last.NextIP - SlottedWorkload.ImageBase, 1UL, 16UL << 10);
         Assert.InRange(code.Content.Length, 1, 64 << 10); // what syscall's ring 3 may touch
     }
 

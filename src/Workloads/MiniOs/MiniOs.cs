@@ -108,7 +108,7 @@ public sealed class MiniOs : Workload
             );
         }
 
-        MiniOsKernelImage kernel = MiniOsKernel.Assemble(_processes);
+        MiniOsKernelImage kernel = MiniOsKernel.Assemble(_processes, options.Interface);
         byte[] program = MiniOsProgram.Assemble(options);
         return new GuestImage(
             $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",
