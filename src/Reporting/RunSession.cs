@@ -249,9 +249,11 @@ public sealed class RunSession
                 .. options.Workloads.Select(workload => new WorkloadEntry(
                     workload.Id,
                     workload.Operation(GuestInterface.Native).Instruction,
-                    workload.Description,
-                    workload.Operation(GuestInterface.Paravirtual).Instruction
-                )),
+                    workload.Description
+                )
+                {
+                    ParavirtualOperation = workload.Operation(GuestInterface.Paravirtual).Instruction,
+                }),
             ],
             Skipped = sweep.Plan.Skipped,
             GuestImages =
