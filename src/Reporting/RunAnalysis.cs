@@ -66,9 +66,12 @@ public sealed record RunAnalysis(
     /// Exits to the monitor that one sensitive operation takes, of whatever reason: what a unit of the largest k takes beyond one of
     /// k = 0. Null where nothing trapped or there is no control.
     /// </summary>
-    public double? ExitsPerOperation(OverheadFit fit)
+    public double? ExitsPerOperation(OverheadFit fit) => fit.TrapNanoseconds is null ? null : ExitsBeyondControl(fit);
+
+    /// <summary>The same whether the operation is counted as one that traps or not. Null where there is no control.</summary>
+    public double? ExitsBeyondControl(OverheadFit fit)
     {
-        if (fit.TrapNanoseconds is null || fit.Densities is not [{ TrapsPerUnit: 0 }, .., { TrapsPerUnit: > 0 } last])
+        if (fit.Densities is not [{ TrapsPerUnit: 0 }, .., { TrapsPerUnit: > 0 } last])
         {
             return null;
         }

@@ -33,7 +33,10 @@ internal sealed class ScriptedEngine(VirtualCpu cpu) : IExecutionEngine, IEngine
     /// <summary>What the next reading of the kernel's counters gives.</summary>
     public ulong[] KernelCounters { get; set; } = [];
 
-    public IEngineClock Clock => this;
+    public IEngineClock Clock => UsesHostClock ? HostClock.Instance : this;
+
+    /// <summary>Time is the host's instead of the script's.</summary>
+    public bool UsesHostClock { get; init; }
 
     public ulong Ticks { get; set; } = 1000;
 

@@ -16,6 +16,7 @@ public static class RunFigures
         {
             Add(ThroughputFigure.Of(run, workload));
         }
+        Add(WaitingFigure.Of(run));
         Add(ModelCheckFigure.Of(run));
         foreach (var workload in run.Workloads)
         {

@@ -60,7 +60,13 @@ internal sealed class RunReport
             );
         }
         blocks.Add(new Heading("Results", "results"));
+        blocks.AddRange(Operations.Of(run));
         blocks.AddRange(Results());
+        if (InputAndOutput.Of(run) is { Count: > 0 } inputAndOutput)
+        {
+            blocks.Add(new Heading("Input and output", "input-and-output"));
+            blocks.AddRange(inputAndOutput);
+        }
         if (KernelExits.Of(run) is { Count: > 0 } kernelExits)
         {
             blocks.Add(new Heading("Exits that the kernel handled itself", "kernel-exits"));

@@ -31,6 +31,10 @@ internal static class Translation
                     + "are served inside the engine. The hit rate is blank where hits were not counted: counting them costs time."
             ),
         };
+        if (KindsOfCode(run, cells) is { Rows.Count: > 0 } kinds)
+        {
+            blocks.Add(kinds);
+        }
         var pairs = Pairs(run, cells).ToList();
         if (pairs.Count > 0)
         {
@@ -172,6 +176,55 @@ internal static class Translation
         var hits = cell.RegionSum(record => record.Statistics.LookupHits!.Value);
         var all = hits + cell.RegionSum(record => record.Statistics.LookupMisses);
         return all > 0 ? Quantity.Percent(hits / all) : "";
+    }
+
+    /// <summary>What translation makes of code in which nothing is sensitive: the s of its kind.</summary>
+    private static Table KindsOfCode(RunAnalysis run, List<CellCounts> cells)
+    {
+        var translators = cells.Select(cell => cell.Cell.Strategy).ToHashSet();
+        return new Table(
+            "Kinds of code: s, the time of a unit translated over its time where the same code runs as it is",
+            [
+                new("Workload"),
+                new("Translated by"),
+                new("Against"),
+                new("Unit, translated", true),
+                new("Unit, as it is", true),
+                new("s", true),
+            ],
+            [
+                .. run
+                    .Fits.Where(fit =>
+                        translators.Contains(fit.Strategy)
+                        && fit is { Densities.Count: 1, UntrappedUnitNanoseconds: not null }
+                    )
+                    .SelectMany(translated =>
+                        run.Fits.Where(fit =>
+                                fit.Workload == translated.Workload
+                                && !translators.Contains(fit.Strategy)
+                                && run.Strategy(fit.Strategy).IsComputed == run.Strategy(translated.Strategy).IsComputed
+                                && !run.IsRingZeroEmulated(fit.Strategy)
+                                && fit.UntrappedUnitNanoseconds is not null
+                            )
+                            .Select(direct =>
+                                (IReadOnlyList<string>)
+                                    [
+                                        translated.Workload,
+                                        run.Strategy(translated.Strategy).Label,
+                                        run.Strategy(direct.Strategy).Label,
+                                        Quantity.Time(translated.UntrappedUnitNanoseconds!.Value),
+                                        Quantity.Time(direct.UntrappedUnitNanoseconds!.Value),
+                                        translated.UntrappedUnitNanoseconds.Value.Over(
+                                            direct.UntrappedUnitNanoseconds.Value
+                                        )
+                                            is { } s
+                                            ? Quantity.Times(s)
+                                            : "not certain",
+                                    ]
+                            )
+                    ),
+            ]
+        );
     }
 
     /// <summary>Workloads that were measured both ways, times from the same kind of clock.</summary>

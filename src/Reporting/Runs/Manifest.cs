@@ -32,7 +32,11 @@ public sealed record HoleEntry(string Instruction, string Effect);
 /// <param name="Id">Workload id.</param>
 /// <param name="SensitiveInstruction">The sensitive instruction as an assembler writes it; null when there is none.</param>
 /// <param name="Description">One line.</param>
-public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description);
+public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description)
+{
+    /// <summary>Stated mean service time of a request, in nanoseconds, where the workload has a disk; null without one.</summary>
+    public double? DiskServiceNanoseconds { get; init; }
+}
 
 /// <summary>A guest image that a run executed.</summary>
 /// <param name="Workload">Workload id.</param>

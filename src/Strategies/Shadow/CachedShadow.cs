@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Runtime.InteropServices;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
@@ -70,6 +69,7 @@ internal sealed class CachedShadow : ShadowPageTable
     private readonly Dictionary<ulong, TrackedFrame> _tracked = [];
     private readonly HashSet<ulong> _code = [];
     private readonly List<ulong> _frames = []; // those of _tracked and of _code, ascending: no view maps them writable
+    private readonly ulong[] _cached; // the same, a bit a frame, for other threads to look at
     private readonly Dictionary<TableUse, ulong> _uses = [];
     private readonly List<TableUse> _scratch = [];
     private readonly List<OpenPage> _open = [];
@@ -95,6 +95,7 @@ internal sealed class CachedShadow : ShadowPageTable
     )
         : base(cpu, memory, lowest, limit)
     {
+        _cached = new ulong[((memory.Size / GuestMemory.PageSize) + 63) / 64];
         _views = [.. Enumerable.Range(0, views).Select(slot => new View(slot, sink(slot)))];
         _mode = Mode;
     }
@@ -297,7 +298,7 @@ internal sealed class CachedShadow : ShadowPageTable
                 return;
             }
 
-            Debug.Fail("an entry has changed unseen");
+            // A device has written the table since the last entry, before which it could not be heard of.
             LetGo(_tracked[known]);
         }
 
@@ -455,6 +456,36 @@ internal sealed class CachedShadow : ShadowPageTable
         _tracked.Clear();
         _frames.Clear();
         _frames.AddRange(_code.Order());
+        Array.Clear(_cached);
+        foreach (ulong frame in _frames)
+        {
+            MarkCached(frame);
+        }
+    }
+
+    // With a full barrier: what is derived from the frame is read after a device's thread can see that it is.
+    private void MarkCached(ulong frame)
+    {
+        ulong number = frame / GuestMemory.PageSize;
+        if (number / 64 < (ulong)_cached.Length)
+        {
+            _ = Interlocked.Or(ref _cached[number / 64], 1UL << (int)(number % 64));
+        }
+    }
+
+    /// <inheritdoc/>
+    public override bool Caches(ulong address, ulong length)
+    {
+        ulong last = (address + length - 1) / GuestMemory.PageSize;
+        for (ulong number = address / GuestMemory.PageSize; number <= last; number++)
+        {
+            if ((Volatile.Read(ref _cached[number / 64]) & (1UL << (int)(number % 64))) != 0)
+            {
+                return true;
+            }
+        }
+
+        return false;
     }
 
     // The frame has become a tracked one or one of code.
@@ -467,6 +498,7 @@ internal sealed class CachedShadow : ShadowPageTable
         }
 
         _frames.Insert(i, frame);
+        MarkCached(frame);
         foreach (View view in _views)
         {
             view.Runs.WriteProtect(frame);
@@ -479,6 +511,11 @@ internal sealed class CachedShadow : ShadowPageTable
         if (!_tracked.ContainsKey(frame) && !_code.Contains(frame))
         {
             _frames.RemoveAt(FirstFrameFrom(frame));
+            ulong number = frame / GuestMemory.PageSize;
+            if (number / 64 < (ulong)_cached.Length)
+            {
+                _ = Interlocked.And(ref _cached[number / 64], ~(1UL << (int)(number % 64)));
+            }
         }
     }
 

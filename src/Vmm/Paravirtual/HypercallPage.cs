@@ -30,6 +30,12 @@ public static class HypercallPage
     /// <summary>Most bytes of <see cref="IExecutionEngine.EncodeHypercall"/>.</summary>
     public const int MaximumExitLength = Behind - MoveLength;
 
+    /// <summary>
+    /// The linear address to call for the address of the last page fault, in RAX: an entry that never leaves the guest and clobbers nothing
+    /// else. Where the VMM delivers page faults it reads <see cref="SharedInformation.FaultAddress"/>, where the hardware does CR2.
+    /// </summary>
+    public const ulong FaultAddressEntry = PhysicalLayout.HypercallPage + (Count * EntrySize);
+
     private const int Behind = 27; // room for a long jump to the end of the entry
     private const int MoveLength = 5; // mov eax, imm32
     private const int Bodies = 0x400;
@@ -39,6 +45,8 @@ public static class HypercallPage
     private static readonly AssemblerMemoryOperand Mask = __qword_ptr[PhysicalLayout.SharedInfoPage];
 
     private static readonly AssemblerMemoryOperand Pending = __qword_ptr[PhysicalLayout.SharedInfoPage + 8];
+
+    private static readonly AssemblerMemoryOperand FaultAddress = __qword_ptr[PhysicalLayout.SharedInfoPage + 0x80];
 
     /// <summary>The linear address to call: the page is mapped one to one.</summary>
     public static ulong EntryOf(HypercallNumber number) => PhysicalLayout.HypercallPage + ((ulong)number * EntrySize);
@@ -67,6 +75,24 @@ public static class HypercallPage
 
         Place(
             page,
+            Count * EntrySize,
+            EntrySize,
+            a =>
+            {
+                if (engine.Capabilities.DeliversEvents)
+                {
+                    a.mov(rax, cr2);
+                }
+                else
+                {
+                    a.mov(rax, FaultAddress);
+                }
+
+                a.ret();
+            }
+        );
+        Place(
+            page,
             BlockEnd,
             BodySize / 2,
             a =>
@@ -82,7 +108,7 @@ public static class HypercallPage
     internal static ulong GoOnFrom(ulong rip)
     {
         ulong offset = rip - PhysicalLayout.HypercallPage;
-        return offset < Count * EntrySize && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
+        return offset < (Count + 1) * EntrySize && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
     }
 
     private static ulong AddressOf(int offset) => PhysicalLayout.HypercallPage + (ulong)offset;

@@ -70,6 +70,7 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
         _engine = engine;
         HypercallPage.Fill(_memory, engine);
         _cpu.Rip = _cpu.Cpl == 0 ? HypercallPage.GoOnFrom(_cpu.Rip) : _cpu.Rip;
+        ShowFault(_cpu.Cr2); // where hardware has delivered the last one, only CR2 has it
         WriteClock();
         Schedule();
     }
@@ -207,6 +208,7 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
                 return HasDirectLines ? EmulationResult.Done : EmulationResult.Halted;
             case HypercallNumber.Yield:
                 _cpu.Rax = 0;
+                ShowPending(false); // the run loop shows what is still held back
                 Thread.Yield();
                 return EmulationResult.Done;
             case HypercallNumber.Multicall:
