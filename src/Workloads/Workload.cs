@@ -1,4 +1,5 @@
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Paravirtual;
 
@@ -69,6 +70,9 @@ public abstract class Workload
     /// True when devices interrupt the region: a strategy with another way of delivering interrupts is of interest here only.
     /// </summary>
     public virtual bool UsesDeviceInterrupts => false;
+
+    /// <summary>The disk that its guests need; null for none. The images say the same.</summary>
+    public virtual DiskRequirement? Disk => null;
 
     /// <summary>Largest k that a unit of this workload has room for.</summary>
     public virtual int MaximumTrapsPerUnit => 64;
