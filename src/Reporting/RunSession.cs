@@ -248,8 +248,9 @@ public sealed class RunSession
             [
                 .. options.Workloads.Select(workload => new WorkloadEntry(
                     workload.Id,
-                    workload.SensitiveInstruction,
-                    workload.Description
+                    workload.Operation(GuestInterface.Native).Instruction,
+                    workload.Description,
+                    workload.Operation(GuestInterface.Paravirtual).Instruction
                 )),
             ],
             Skipped = sweep.Plan.Skipped,

@@ -32,7 +32,13 @@ public sealed record HoleEntry(string Instruction, string Effect);
 /// <param name="Id">Workload id.</param>
 /// <param name="SensitiveInstruction">The sensitive instruction as an assembler writes it; null when there is none.</param>
 /// <param name="Description">One line.</param>
-public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description)
+/// <param name="ParavirtualOperation">What a guest of the paravirtual interface does in its place; null also in older runs.</param>
+public sealed record WorkloadEntry(
+    string Id,
+    string? SensitiveInstruction,
+    string Description,
+    string? ParavirtualOperation = null
+)
 {
     /// <summary>Stated mean service time of a request, in nanoseconds, where the workload has a disk; null without one.</summary>
     public double? DiskServiceNanoseconds { get; init; }
