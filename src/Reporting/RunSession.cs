@@ -251,7 +251,10 @@ public sealed class RunSession
                     workload.Operation(GuestInterface.Native).Instruction,
                     workload.Description,
                     workload.Operation(GuestInterface.Paravirtual).Instruction
-                )),
+                )
+                {
+                    DiskServiceNanoseconds = workload.Disk?.ServiceNanoseconds,
+                }),
             ],
             Skipped = sweep.Plan.Skipped,
             GuestImages =

@@ -73,7 +73,7 @@ public abstract class Workload
     /// one of its instructions falls through a hole or is served inline, or a hypercall is code of the guest's own ring 0. Null where the
     /// workload does not predict it.
     /// </summary>
-    public int? ExitsUnder(GuestInterface guestInterface, EngineCapabilities capabilities)
+    public virtual int? ExitsUnder(GuestInterface guestInterface, EngineCapabilities capabilities)
     {
         SensitiveOperation operation = Operation(guestInterface);
         bool exits = operation.Trap switch
