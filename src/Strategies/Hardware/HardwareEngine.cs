@@ -6,6 +6,7 @@ using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.Hardware;
@@ -26,6 +27,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private readonly GuestMemory _memory;
     private readonly KvmMachine _machine;
     private readonly KvmStatistics? _statistics;
+    private readonly KernelInterrupts? _kernelInterrupts;
     private readonly Lock _kickGate = new();
     private readonly string _module;
     private readonly int[] _kickWord = GC.AllocateArray<int>(16, pinned: true);
@@ -49,13 +51,15 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <param name="module">The module's name, for messages.</param>
     /// <param name="capabilities">What to say of the engine; the counters' names are put in here.</param>
     /// <param name="without">For tests: takes away from what /dev/kvm offers.</param>
+    /// <param name="kernelInterrupts">Interrupt controllers and timer are the kernel's, see <see cref="KernelInterrupts"/>.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
     public HardwareEngine(
         VirtualCpu cpu,
         GuestMemory memory,
         string module,
         EngineCapabilities capabilities,
-        Func<KvmCapabilities, KvmCapabilities>? without = null
+        Func<KvmCapabilities, KvmCapabilities>? without = null,
+        bool kernelInterrupts = false
     )
     {
         _cpu = cpu;
@@ -63,7 +67,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         _module = module;
         _kicked = (int*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_kickWord));
         KickSignal.Install();
-        _machine = new KvmMachine(memory, without);
+        _machine = new KvmMachine(memory, without, kernelInterrupts);
+        _kernelInterrupts = kernelInterrupts ? new KernelInterrupts(_machine) : null;
         try
         {
             _statistics = KvmStatistics.Open(_machine);
@@ -82,6 +87,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
 
     /// <inheritdoc/>
     public IEngineClock Clock => HostClock.Instance;
+
+    /// <inheritdoc/>
+    public IKernelInterrupts? KernelInterrupts => _kernelInterrupts;
 
     /// <inheritdoc/>
     public void AttachThread()
@@ -344,6 +352,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             _disposed = true;
             _timer?.Dispose();
             _statistics?.Dispose();
+            _kernelInterrupts?.Dispose();
             _machine.Dispose();
         }
     }

@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.Hardware;
@@ -39,7 +40,15 @@ public sealed class HardwareStrategy : Strategy
     public override string? UnavailableReason() => KvmHost.Current.UnavailableReason;
 
     /// <inheritdoc/>
-    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
+    public override string? WhyNotDelivered(InterruptDelivery delivery) =>
+        delivery == InterruptDelivery.Direct ? KernelInterruptProbe.WhyNot : null;
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
+        CreateEngine(cpu, memory, InterruptDelivery.Exit);
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory, InterruptDelivery delivery)
     {
         KvmHost host = KvmHost.Current;
         if (!OperatingSystem.IsLinux() || host.UnavailableReason is not null)
@@ -59,7 +68,8 @@ public sealed class HardwareStrategy : Strategy
                 DeliversEvents = true,
                 Paging = host.Paging,
                 TimeSource = $"measured on this host {host.Label}",
-            }
+            },
+            kernelInterrupts: delivery == InterruptDelivery.Direct
         );
     }
 }

@@ -22,6 +22,7 @@ internal sealed class PostedInterrupts
     private IExecutionEngine _engine;
     private Hypercalls? _hypercalls;
     private ulong _raised;
+    private ulong _inline; // those of the lines raised that guest code has been told of
     private ulong _pulsed; // lines that nobody lowers
     private ulong _directLines; // lines that may go another way than by an exit
     private int _sources;
@@ -90,9 +91,14 @@ internal sealed class PostedInterrupts
                 return;
             }
 
+            if ((_directLines & bit) != 0 && _engine.InlineInterrupts?.TryRaise(line) == true)
+            {
+                _inline |= bit;
+                return;
+            }
+
             _raised |= bit;
-            bool inline = (_directLines & bit) != 0 && _engine.InlineInterrupts?.TryRaise(line) == true;
-            if (_inGuest && !inline)
+            if (_inGuest)
             {
                 _inGuest = false; // one kick will do
                 _engine.Kick();
@@ -169,9 +175,8 @@ internal sealed class PostedInterrupts
             if (_directLines != 0 && _engine.InlineInterrupts is { } inline)
             {
                 delivered = inline.Disarm();
-                ulong bit = delivered >= 0 ? 1UL << delivered : 0;
-                delivered = (_raised & bit) != 0 ? delivered : -1;
-                _raised &= ~bit;
+                _raised |= _inline & ~(delivered >= 0 ? 1UL << delivered : 0);
+                _inline = 0;
             }
         }
 
