@@ -84,7 +84,10 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     internal bool IsMasked => Volatile.Read(ref Shared->InterruptMask) != 0;
 
     /// <summary>A line is pending that the guest looks for itself.</summary>
-    internal bool HasDirectLines => Volatile.Read(ref Shared->DirectLines) != 0;
+    internal bool HasDirectLines => WaitingDirectLines != 0;
+
+    /// <summary>These lines.</summary>
+    internal ulong WaitingDirectLines => Volatile.Read(ref Shared->DirectLines);
 
     /// <summary>Lets the guest know that an interrupt waits here, or that none does any more.</summary>
     internal void ShowPending(bool pending)
@@ -98,13 +101,16 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     /// <summary>
     /// From any thread: a device's line goes to the guest without an exit.
     /// </summary>
-    /// <returns>True when the vCPU sleeps and has to be woken by a kick.</returns>
-    internal bool RaiseDirectly(int line)
+    /// <param name="line">The line.</param>
+    /// <param name="asleep">The vCPU sleeps and has to be woken by a kick.</param>
+    /// <returns>False when the line was pending already: of two interrupts the guest sees one.</returns>
+    internal bool RaiseDirectly(int line, out bool asleep)
     {
         SharedInformation* shared = Shared;
-        _ = Interlocked.Or(ref shared->DirectLines, 1UL << line);
+        ulong before = Interlocked.Or(ref shared->DirectLines, 1UL << line);
         _ = Interlocked.Or(ref shared->Pending, SharedInformation.PendingDirectly); // a full barrier: the sleeper looks the other way round
-        return Volatile.Read(ref shared->Blocked) != 0;
+        asleep = Volatile.Read(ref shared->Blocked) != 0;
+        return (before & (1UL << line)) == 0;
     }
 
     /// <summary>Before the vCPU sleeps, and when it has woken.</summary>
