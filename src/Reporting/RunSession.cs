@@ -253,6 +253,7 @@ public sealed class RunSession
                 )
                 {
                     ParavirtualOperation = workload.Operation(GuestInterface.Paravirtual).Instruction,
+                    DiskServiceNanoseconds = workload.Disk?.ServiceNanoseconds,
                 }),
             ],
             Skipped = sweep.Plan.Skipped,

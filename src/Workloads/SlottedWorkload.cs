@@ -133,12 +133,15 @@ public abstract class SlottedWorkload : Workload
             }
         }
 
-        segments.AddRange(DataSegments(options.Interface));
+        segments.AddRange(DataSegments(options));
         return new GuestImage(
             $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",
             assembled.GetLabelRIP(entry),
             segments
-        );
+        )
+        {
+            Disk = Disk,
+        };
     }
 
     private static AssemblerResult Assemble(Assembler a, ulong address, out ImageSegment segment)
@@ -193,6 +196,10 @@ public abstract class SlottedWorkload : Workload
 
     /// <summary>Segments besides the code.</summary>
     protected virtual IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface) => [];
+
+    /// <summary>The same, where they depend on more.</summary>
+    private protected virtual IEnumerable<ImageSegment> DataSegments(WorkloadOptions options) =>
+        DataSegments(options.Interface);
 
     /// <summary>True for the k of the slots that hold the sensitive instruction: the first, and the others evenly spread.</summary>
     internal static bool HoldsSensitive(int slot, int slots, int trapsPerUnit) =>

@@ -1,4 +1,5 @@
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Paravirtual;
 
@@ -58,6 +59,9 @@ public abstract class Workload
     /// </summary>
     public virtual bool UsesDeviceInterrupts => false;
 
+    /// <summary>The disk that its guests need; null for none. The images say the same.</summary>
+    public virtual DiskRequirement? Disk => null;
+
     /// <summary>Largest k that a unit of this workload has room for.</summary>
     public virtual int MaximumTrapsPerUnit => 64;
 
@@ -69,7 +73,7 @@ public abstract class Workload
     /// one of its instructions falls through a hole or is served inline, or a hypercall is code of the guest's own ring 0. Null where the
     /// workload does not predict it.
     /// </summary>
-    public int? ExitsUnder(GuestInterface guestInterface, EngineCapabilities capabilities)
+    public virtual int? ExitsUnder(GuestInterface guestInterface, EngineCapabilities capabilities)
     {
         SensitiveOperation operation = Operation(guestInterface);
         bool exits = operation.Trap switch

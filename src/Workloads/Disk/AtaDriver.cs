@@ -9,8 +9,8 @@ namespace VirtBench.Workloads;
 /// </summary>
 /// <remarks>
 /// <code>
-/// a read    seven OUT · sleep · for each DRQ block: interrupt, IN of the status, REP INSW
-/// a write   seven OUT · IN of the status until DRQ · REP OUTSW · sleep · for each further block: interrupt, IN, REP OUTSW; interrupt, IN
+/// a read    six OUT · sleep · for each DRQ block: interrupt, IN of the status, REP INSW
+/// a write   six OUT · IN of the status until DRQ · REP OUTSW · sleep · for each further block: interrupt, IN, REP OUTSW; interrupt, IN
 /// </code>
 /// A DRQ block has as many sectors as the device takes, 16 on this platform: 4 KiB come in one.
 /// </remarks>

@@ -17,7 +17,10 @@ internal static class DiskArea
     /// <summary>Buffers that there are.</summary>
     public const int MaximumDepth = 32;
 
-    /// <summary>All of it, zeros.</summary>
-    public static ImageSegment Empty() =>
-        new(Driver, Array.Empty<byte>(), Buffers + ((ulong)MaximumDepth * DiskBlock.Bytes) - Driver, Executable: false);
+    /// <summary>All of it: zeros but for what <see cref="State"/> begins with.</summary>
+    public static IEnumerable<ImageSegment> Segments(ReadOnlyMemory<byte> state = default)
+    {
+        yield return new(Driver, Array.Empty<byte>(), DiskDriver.MemoryBytes, Executable: false);
+        yield return new(State, state, Buffers + ((ulong)MaximumDepth * DiskBlock.Bytes) - State, Executable: false);
+    }
 }

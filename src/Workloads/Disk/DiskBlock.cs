@@ -35,10 +35,12 @@ public static class DiskBlock
     public static ulong Pattern(long block, int word) => (((ulong)block * Words) + (ulong)word + 1) * PatternFactor;
 
     /// <summary>The same as <see cref="Fold"/>: rsi is the block's address, r10 the checksum. Clobbers rcx, rsi and flags.</summary>
-    internal static void EmitFold(Assembler a)
+    /// <param name="a">Where to.</param>
+    /// <param name="bytes">How many of the block's bytes, a multiple of 64.</param>
+    internal static void EmitFold(Assembler a, int bytes = Bytes)
     {
         Label next = a.CreateLabel();
-        a.mov(ecx, Words / WordsPerTurn);
+        a.mov(ecx, bytes / (WordsPerTurn * sizeof(ulong)));
         a.Label(ref next);
         for (int i = 0; i < WordsPerTurn; i++)
         {

@@ -56,7 +56,7 @@ public sealed record DiskProgram(DiskFrontEndKind FrontEnd, GuestInterface Inter
             [
                 new ImageSegment(SlottedWorkload.ImageBase, content, (ulong)content.Length, Executable: true),
                 SystemArea.InterruptTable([driver.Gate], assembled),
-                DiskArea.Empty(),
+                .. DiskArea.Segments(),
             ]
         );
     }
