@@ -97,8 +97,9 @@ internal sealed class PostedInterrupts
                 return;
             }
 
+            // Behind one that guest code has been told of nothing of the line comes before that one's end of interrupt, which is an exit.
             _raised |= bit;
-            if (_inGuest)
+            if (_inGuest && (_inline & bit) == 0)
             {
                 _inGuest = false; // one kick will do
                 _engine.Kick();
