@@ -40,10 +40,7 @@ public sealed class DeliveryTests
         guest.RunToExit(pulses);
         Assert.Equal(pulses, guest.Count());
         Assert.Equal(0ul, guest.Count(7));
-        Assert.Equal(
-            ((long)pulses, (long)pulses),
-            (guest.Statistics.Requests, guest.Statistics.Taken)
-        );
+        Assert.Equal(((long)pulses, (long)pulses), (guest.Statistics.Requests, guest.Statistics.Taken));
     }
 
     [Theory, MemberData(nameof(All))]
@@ -273,16 +270,10 @@ public sealed class DeliveryTests
     [Fact]
     public void A_guest_that_has_run_with_chips_in_the_kernel_keeps_its_engine()
     {
-        using var guest = new InterruptGuest(
-            "hardware",
-            InterruptDelivery.Direct,
-            a => InterruptGuest.Exit(a)
-        );
+        using var guest = new InterruptGuest("hardware", InterruptDelivery.Direct, a => InterruptGuest.Exit(a));
         guest.RunToExit(0);
         var refusal = Assert.Throws<InvalidOperationException>(() =>
-            guest.Machine.SwitchEngine(
-                new BinaryTranslation.BinaryTranslationStrategy().CreateEngine
-            )
+            guest.Machine.SwitchEngine(new BinaryTranslation.BinaryTranslationStrategy().CreateEngine)
         );
         Assert.Contains("host's kernel", refusal.Message);
     }
