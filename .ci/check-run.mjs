@@ -12,6 +12,8 @@ const columns = {
   'kernel-statistics.csv': 'round,strategy,workload,traps_per_unit,statistic,count',
   'translation-statistics.csv':
     'round,strategy,workload,traps_per_unit,scope,blocks,guest_instructions,guest_bytes,host_bytes,translate_ticks,translate_ns,links,lookup_misses,lookup_hits,invalidations,flushes',
+  'io-statistics.csv':
+    'round,strategy,workload,traps_per_unit,waiting_ns,requests,completions,errors,bytes_read,bytes_written,flushes,interrupts,latency_ns,latency_max_ns',
   'fits.csv':
     't0_ns,t0_ci_low_ns,t0_ci_high_ns,dt_ns,dt_ci_low_ns,dt_ci_high_ns,theil_sen_dt_ns,r2,lack_of_fit_p,verdict,points',
 };
@@ -84,6 +86,21 @@ for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
   const ended = /,failed,"?not faithful: /.test(line);
   const has = (scope) => translated.get(strategy)?.has(`${round},${strategy},${workload},${k},${scope}`) ?? true;
   expect(ended || (has('region') && has('run')), `translation-statistics.csv lacks the sample ${round}, ${strategy}/${workload}/${k}`);
+}
+// Every guest that has a disk uses it as often as its samples say, and without an error.
+const io = new Map();
+for (const line of text('io-statistics.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k, waiting, requests, completions, errors] = line.split(',');
+  io.set(`${round},${strategy},${workload},${k}`, { waiting: Number(waiting), requests: Number(requests), completions, errors });
+}
+for (const line of text('samples.csv').split('\r\n').slice(1).filter(Boolean)) {
+  const [round, strategy, workload, k, units] = line.split(',');
+  if (!/^disk-/.test(workload) || k === '0' || /,failed,/.test(line)) continue;
+  const account = io.get(`${round},${strategy},${workload},${k}`);
+  const sample = `${round}, ${strategy}/${workload}/${k}`;
+  expect(account?.requests === k * units, `io-statistics.csv has ${account?.requests} requests of the sample ${sample}, not ${k * units}`);
+  expect(account?.errors === '0' && account?.completions === String(account?.requests), `requests of ${sample} failed`);
+  expect(workload !== 'disk-io' || account?.waiting > 0, `${sample} has not waited for its disk`);
 }
 // Kinds of code, which do not depend on k, are measured at its least value only.
 const expectedDensities = (workload) => (/^(compute-|call-return$|indirect-branch)/.test(workload) ? 1 : fewestDensities);

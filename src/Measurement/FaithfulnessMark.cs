@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement;
@@ -64,6 +65,7 @@ public sealed record FaithfulnessMark(IReadOnlyList<string> Holes, string? Evide
     /// </summary>
     public static IReadOnlyList<VirtualizationHole> HolesIn(
         Workload workload,
+        GuestInterface guestInterface,
         int trapsPerUnit,
         GuestImage image,
         EngineCapabilities capabilities
@@ -73,7 +75,7 @@ public sealed record FaithfulnessMark(IReadOnlyList<string> Holes, string? Evide
             :
             [
                 .. HoleScan
-                    .Find(image, [.. workload.HolesUnder(capabilities)])
+                    .Find(image, [.. workload.HolesUnder(guestInterface, capabilities)])
                     .Select(occurrence => occurrence.Hole)
                     .Distinct(),
             ];

@@ -1,6 +1,7 @@
 using System.Buffers;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Paravirtual;
@@ -27,6 +28,9 @@ public sealed record GuestRunOptions
 
     /// <summary>Is shown every block that the engine translates, on the vCPU thread; null for nobody.</summary>
     public ITranslationObserver? TranslationObserver { get; init; }
+
+    /// <summary>Its disk; null for none.</summary>
+    public GuestDisk? Disk { get; init; }
 
     /// <summary>Most bytes of the console that the result keeps; the rest is still passed on to the sink.</summary>
     public int ConsoleLimit { get; init; } = 1 << 20;
@@ -68,6 +72,9 @@ public sealed record GuestRunResult(
     /// </summary>
     public InterruptStatistics? Interrupts { get; init; }
 
+    /// <summary>What its disk has done; null when it has none.</summary>
+    public DiskStatistics? Disk { get; init; }
+
     /// <summary>What the engine translated in all; null for one that does not translate, or when the run was abandoned.</summary>
     public TranslationStatistics? Translation { get; init; }
 
@@ -89,6 +96,7 @@ public static class GuestRun
     /// <param name="console">Receives each console byte as the guest sends it, on the vCPU thread; may be null.</param>
     /// <param name="cancellation">Kicks the guest out when signalled.</param>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
+    /// <exception cref="DiskUnavailableException">The disk cannot be had, or not by this guest.</exception>
     /// <exception cref="ArgumentException">Translation is to be observed, and the strategy makes no code of guest code.</exception>
     public static GuestRunResult Execute(
         Strategy strategy,
@@ -111,6 +119,11 @@ public static class GuestRun
 
             console?.Invoke(value);
         };
+        if (options.Disk is { } described)
+        {
+            Attach(machine, described.Open());
+        }
+
         if (options.TranslationObserver is { } observer && !machine.ObserveTranslation(observer))
         {
             throw new ArgumentException(
@@ -160,6 +173,11 @@ public static class GuestRun
             notes.Add($"accesses to addresses without RAM: {machine.AbsentMemory.UnclaimedAccesses}");
         }
 
+        if (machine.DiskHostError is { } lost)
+        {
+            notes.Add(lost);
+        }
+
         if (sent > options.ConsoleLimit)
         {
             notes.Add($"the console's first {options.ConsoleLimit} of {sent} bytes were kept");
@@ -189,8 +207,22 @@ public static class GuestRun
         )
         {
             Interrupts = run.Outcome.End == RunEnd.Abandoned ? null : machine.InterruptStatistics(),
+            Disk = machine.DiskStatistics(),
             Translation = run.Outcome.End == RunEnd.Abandoned ? null : machine.TranslationStatistics(),
             TicksPerSecond = machine.Clock.TicksPerSecond,
         };
+    }
+
+    private static void Attach(VirtualMachine machine, Disk disk)
+    {
+        try
+        {
+            machine.AttachDisk(disk);
+        }
+        catch
+        {
+            disk.Dispose();
+            throw;
+        }
     }
 }

@@ -44,6 +44,11 @@ internal sealed class VirtualMachineRunner(SweepOptions options)
         SampleRun run;
         using (var machine = new VirtualMachine(options.RamBytes, strategy.CreateEngine, options.Strict))
         {
+            if (image.Disk is { } needed)
+            {
+                machine.AttachDisk(needed.Create(), strategy.Delivery);
+            }
+
             machine.Load(
                 image,
                 new BootOptions

@@ -211,6 +211,7 @@ public sealed class Sweep
 
         IReadOnlyList<VirtualizationHole> holes = FaithfulnessMark.HolesIn(
             cell.Workload,
+            cell.Strategy.Interface,
             cell.Cell.TrapsPerUnit,
             cell.Image,
             run.Capabilities
@@ -291,11 +292,15 @@ public sealed class Sweep
 
     private Sample Measured(int round, CellState cell, long warmUp, SampleRun run, MeasuredRegion region)
     {
-        int each = cell.Workload.ExitsPerOperation;
-        long exits = ObservedExits(cell.Workload, region.Exits);
-        long expected = cell.Workload.TrapsUnder(run.Capabilities) ? cell.Cell.TrapsPerUnit * cell.Units * each : 0;
+        SensitiveOperation operation = cell.Workload.Operation(cell.Strategy.Interface);
+        int? predicted = cell.Workload.ExitsUnder(cell.Strategy.Interface, run.Capabilities);
+        int each = predicted is > 0 and var some ? some : Math.Max(1, operation.Exits ?? 1);
+        long exits = ObservedExits(operation, region.Exits);
+        long? expected = predicted * cell.Cell.TrapsPerUnit * cell.Units;
         string? trapNote =
-            exits == expected ? null : $"observed {exits} traps, expected {expected} = {ExpectedFrom(cell, expected)}";
+            expected is null || exits == expected
+                ? null
+                : $"observed {exits} traps, expected {expected} = {ExpectedFrom(cell, predicted.GetValueOrDefault())}";
         string? checksumNote = cell.Mark is null
             ? cell.ChecksumNote ?? _checksums.Compare(cell.Cell, warmUp, cell.Units, run.Result.Checksum)
             : null;
@@ -338,17 +343,17 @@ public sealed class Sweep
             ? null
             : $"an abandoned vCPU thread ({string.Join(", ", _abandoned.Keys)}) may have occupied a CPU meanwhile";
 
-    private static string ExpectedFrom(CellState cell, long expected) =>
-        expected == 0 ? "none for this strategy and k"
-        : cell.Workload.ExitsPerOperation is > 1 and var each ? $"{each} × {cell.Cell.TrapsPerUnit} × {cell.Units}"
+    private static string ExpectedFrom(CellState cell, int each) =>
+        each == 0 || cell.Cell.TrapsPerUnit == 0 ? "none for this strategy and k"
+        : each > 1 ? $"{each} × {cell.Cell.TrapsPerUnit} × {cell.Units}"
         : $"{cell.Cell.TrapsPerUnit} × {cell.Units}";
 
     /// <summary>
-    /// Exits of the workload's kind. Where it has none, all but the markers' own and those by which a translator finds out which pages of code
+    /// Exits of the operation's kind. Where it has none, all but the markers' own and those by which a translator finds out which pages of code
     /// are written, some for each page and then no more.
     /// </summary>
-    private static long ObservedExits(Workload workload, LedgerSnapshot exits) =>
-        workload.ExpectedTrap is { } kind
+    private static long ObservedExits(SensitiveOperation operation, LedgerSnapshot exits) =>
+        operation.Trap is { } kind
             ? exits[kind]
             : exits.Counts.Sum() - exits[TrapReason.RegionMarker] - exits[TrapReason.CodeWrite];
 

@@ -85,7 +85,7 @@ public sealed class SweepPlan
     /// <summary>Why no sweep measures a workload under a strategy that is available, in one line; null when it does.</summary>
     public static string? WhyNotUnder(Strategy strategy, Workload workload) =>
         workload.NeedsPrivilege && !strategy.RunsPrivilegedGuests
-            ? $"the measured region needs a ring 0 ({workload.SensitiveInstruction}), and {strategy.Id} has none"
+            ? $"the measured region needs a ring 0 ({workload.Operation(strategy.Interface).Instruction}), and {strategy.Id} has none"
         : workload.NeedsVectorUnit && strategy.EmulatesRingZero
             ? $"the measured region executes SSE2 in ring 0, which {strategy.Id} emulates on this host without SSE2"
         : null;

@@ -248,9 +248,13 @@ public sealed class RunSession
             [
                 .. options.Workloads.Select(workload => new WorkloadEntry(
                     workload.Id,
-                    workload.SensitiveInstruction,
+                    workload.Operation(GuestInterface.Native).Instruction,
                     workload.Description
-                )),
+                )
+                {
+                    ParavirtualOperation = workload.Operation(GuestInterface.Paravirtual).Instruction,
+                    DiskServiceNanoseconds = workload.Disk?.ServiceNanoseconds,
+                }),
             ],
             Skipped = sweep.Plan.Skipped,
             GuestImages =

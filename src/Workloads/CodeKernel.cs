@@ -1,7 +1,7 @@
 using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Devices;
-using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -40,10 +40,7 @@ public abstract class CodeKernel : Workload
     private const int PageBytes = 0x1000;
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => null;
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => null;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) => SensitiveOperation.None;
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => false;

@@ -1,5 +1,4 @@
-using Iced.Intel;
-using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
@@ -17,10 +16,7 @@ public sealed class Compute : SlottedWorkload
         "arithmetic only, no sensitive instruction; the program is the same for every k: the harness's null experiment";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => null;
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => null;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) => SensitiveOperation.None;
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => false;
@@ -29,5 +25,5 @@ public sealed class Compute : SlottedWorkload
     public override int DefaultFiller => 20_000;
 
     /// <inheritdoc/>
-    protected override void EmitSensitive(Assembler a, int index) { }
+    protected override void EmitSensitive(GuestAssembler a, int index) { }
 }

@@ -34,7 +34,7 @@ public sealed class ComputeBytecode : CodeKernel
     private const int OperationBytes = 4;
     private const int Multiplier = 5;
 
-    private enum Operation : byte
+    private enum ByteCode : byte
     {
         End,
         LoadImmediate,
@@ -51,25 +51,25 @@ public sealed class ComputeBytecode : CodeKernel
         JumpIfNotZero,
     }
 
-    private static readonly (Operation Operation, byte Destination, byte Source, byte Third)[] Program =
+    private static readonly (ByteCode ByteCode, byte Destination, byte Source, byte Third)[] Program =
     [
-        (Operation.LoadImmediate, 0, Turns, 0),
-        (Operation.ShiftLeft, 2, State, 13), // xorshift64: Marsaglia 2003
-        (Operation.Xor, State, State, 2),
-        (Operation.ShiftRight, 2, State, 7),
-        (Operation.Xor, State, State, 2),
-        (Operation.ShiftLeft, 2, State, 17),
-        (Operation.Xor, State, State, 2),
-        (Operation.Add, Accumulated, Accumulated, State),
-        (Operation.AndImmediate, 4, 0, 3),
-        (Operation.JumpIfNotZero, 4, 11, 0),
-        (Operation.Multiply, Accumulated, Accumulated, Multiplier),
-        (Operation.Move, 6, Accumulated, 0),
-        (Operation.Or, 7, State, 6),
-        (Operation.Subtract, Accumulated, Accumulated, 7),
-        (Operation.Decrement, 0, 0, 0),
-        (Operation.JumpIfNotZero, 0, 1, 0),
-        (Operation.End, 0, 0, 0),
+        (ByteCode.LoadImmediate, 0, Turns, 0),
+        (ByteCode.ShiftLeft, 2, State, 13), // xorshift64: Marsaglia 2003
+        (ByteCode.Xor, State, State, 2),
+        (ByteCode.ShiftRight, 2, State, 7),
+        (ByteCode.Xor, State, State, 2),
+        (ByteCode.ShiftLeft, 2, State, 17),
+        (ByteCode.Xor, State, State, 2),
+        (ByteCode.Add, Accumulated, Accumulated, State),
+        (ByteCode.AndImmediate, 4, 0, 3),
+        (ByteCode.JumpIfNotZero, 4, 11, 0),
+        (ByteCode.Multiply, Accumulated, Accumulated, Multiplier),
+        (ByteCode.Move, 6, Accumulated, 0),
+        (ByteCode.Or, 7, State, 6),
+        (ByteCode.Subtract, Accumulated, Accumulated, 7),
+        (ByteCode.Decrement, 0, 0, 0),
+        (ByteCode.JumpIfNotZero, 0, 1, 0),
+        (ByteCode.End, 0, 0, 0),
     ];
 
     /// <inheritdoc/>
@@ -90,7 +90,7 @@ public sealed class ComputeBytecode : CodeKernel
         BinaryPrimitives.WriteUInt64LittleEndian(data.AsSpan(Variables + (8 * Multiplier)), Factor);
         for (int i = 0; i < Program.Length; i++)
         {
-            (Operation operation, byte destination, byte source, byte third) = Program[i];
+            (ByteCode operation, byte destination, byte source, byte third) = Program[i];
             byte[] encoded = [(byte)operation, destination, source, third];
             encoded.CopyTo(data, ProgramCode + (OperationBytes * i));
         }
@@ -99,7 +99,7 @@ public sealed class ComputeBytecode : CodeKernel
     }
 
     /// <summary>The handlers, by operation.</summary>
-    private protected override int Targets => Enum.GetValues<Operation>().Length;
+    private protected override int Targets => Enum.GetValues<ByteCode>().Length;
 
     /// <summary>Writes the table: the guest knows where its handlers are. Clobbers rax.</summary>
     private protected override void EmitSetup(Assembler a, Label[] targets)
@@ -125,33 +125,33 @@ public sealed class ComputeBytecode : CodeKernel
         a.movzx(edi, al);
         a.shr(eax, 8);
         a.jmp(__qword_ptr[r14 + (rcx * 8) + Handlers]);
-        foreach (Operation operation in Enum.GetValues<Operation>()[1..])
+        foreach (ByteCode operation in Enum.GetValues<ByteCode>()[1..])
         {
             a.Label(ref targets[(int)operation]);
             EmitHandler(a, operation, dispatch);
             a.jmp(dispatch);
         }
 
-        a.Label(ref targets[(int)Operation.End]);
+        a.Label(ref targets[(int)ByteCode.End]);
     }
 
     /// <inheritdoc/>
     private protected override void EmitFold(Assembler a) => FoldMemory(a, Variables, VariableCount);
 
     // Destination in rdx, source in rdi, third in rax. Clobbers rbx, rcx and flags.
-    private static void EmitHandler(Assembler a, Operation operation, Label dispatch)
+    private static void EmitHandler(Assembler a, ByteCode operation, Label dispatch)
     {
         AssemblerMemoryOperand destination = __qword_ptr[r14 + (rdx * 8) + Variables];
         AssemblerMemoryOperand third = __qword_ptr[r14 + (rax * 8) + Variables];
         switch (operation)
         {
-            case Operation.LoadImmediate:
+            case ByteCode.LoadImmediate:
                 a.mov(destination, rdi);
                 return;
-            case Operation.Decrement:
+            case ByteCode.Decrement:
                 a.dec(destination);
                 return;
-            case Operation.JumpIfNotZero:
+            case ByteCode.JumpIfNotZero:
                 a.cmp(destination, 0);
                 a.je(dispatch);
                 a.lea(rsi, __[r14 + (rdi * OperationBytes) + ProgramCode]);
@@ -161,29 +161,29 @@ public sealed class ComputeBytecode : CodeKernel
         a.mov(rbx, __[r14 + (rdi * 8) + Variables]);
         switch (operation)
         {
-            case Operation.Add:
+            case ByteCode.Add:
                 a.add(rbx, third);
                 break;
-            case Operation.Subtract:
+            case ByteCode.Subtract:
                 a.sub(rbx, third);
                 break;
-            case Operation.Xor:
+            case ByteCode.Xor:
                 a.xor(rbx, third);
                 break;
-            case Operation.Or:
+            case ByteCode.Or:
                 a.or(rbx, third);
                 break;
-            case Operation.Multiply:
+            case ByteCode.Multiply:
                 a.imul(rbx, third);
                 break;
-            case Operation.AndImmediate:
+            case ByteCode.AndImmediate:
                 a.and(rbx, rax);
                 break;
-            case Operation.ShiftLeft:
+            case ByteCode.ShiftLeft:
                 a.mov(ecx, eax);
                 a.shl(rbx, cl);
                 break;
-            case Operation.ShiftRight:
+            case ByteCode.ShiftRight:
                 a.mov(ecx, eax);
                 a.shr(rbx, cl);
                 break;

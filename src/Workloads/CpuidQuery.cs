@@ -1,6 +1,7 @@
 using Iced.Intel;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -18,13 +19,8 @@ public sealed class CpuidQuery : SlottedWorkload
     public override string Description => "asks k times per unit for the hypervisor's name";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "cpuid";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["cpuid"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.Cpuid;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        new("cpuid", TrapReason.Cpuid) { Names = ["cpuid"] };
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => false;
@@ -36,7 +32,7 @@ public sealed class CpuidQuery : SlottedWorkload
     protected override int SlotInstructions => 10;
 
     /// <summary>The sums of the answers begin with 0. Clobbers rsi, rdi, r9, r10 and flags.</summary>
-    protected override void LoadOperands(Assembler a)
+    protected override void LoadOperands(GuestAssembler a)
     {
         a.xor(esi, esi);
         a.xor(edi, edi);
@@ -48,7 +44,7 @@ public sealed class CpuidQuery : SlottedWorkload
     /// r8 = rbx, the half of the checksum that CPUID writes. The leaf, and zeros in the other registers: that is what a slot
     /// without CPUID adds.
     /// </summary>
-    protected override void EmitBefore(Assembler a)
+    protected override void EmitBefore(GuestAssembler a)
     {
         a.mov(r8, rbx);
         a.mov(eax, PlatformCpuid.HypervisorLeaf);
@@ -58,10 +54,10 @@ public sealed class CpuidQuery : SlottedWorkload
     }
 
     /// <summary>Clobbers rax, rbx, rcx and rdx.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.cpuid();
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.cpuid();
 
     /// <summary>Adds the answer to the sums; restores rbx. Clobbers flags.</summary>
-    protected override void EmitAfter(Assembler a)
+    protected override void EmitAfter(GuestAssembler a)
     {
         a.add(rsi, rax);
         a.add(rdi, rbx);
@@ -71,7 +67,7 @@ public sealed class CpuidQuery : SlottedWorkload
     }
 
     /// <summary>Clobbers flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive)
     {
         foreach (AssemblerRegister64 sum in (AssemblerRegister64[])[rsi, rdi, r9, r10])
         {

@@ -1,15 +1,15 @@
 using System.Buffers.Binary;
-using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
 /// Switches among address spaces that share code, stack and the identity map and put other pages at the same linear
-/// addresses. Every slot touches the working set, after a MOV to CR3 in k of them; for k = 0 all touches are made in one
+/// addresses. Every slot touches the working set, after a switch in k of them; for k = 0 all touches are made in one
 /// address space.
 /// </summary>
 /// <remarks>
@@ -67,10 +67,10 @@ public sealed class Cr3Switch : SlottedWorkload
         $"switches among {_addressSpaces} address spaces k times per unit and touches {_pages} pages 16 times";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "mov cr3, rsi";
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.AddressSpaceSwitch;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("mov cr3, rsi", TrapReason.AddressSpaceSwitch)
+            : new("hypercall: set page-table base", TrapReason.Hypercall);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -84,34 +84,34 @@ public sealed class Cr3Switch : SlottedWorkload
     /// <summary>The load of the next CR3, and two instructions for each page.</summary>
     protected override int SlotInstructions => 1 + (2 * _pages);
 
-    /// <summary>Enters the first address space: the working set is mapped in none but these. Clobbers rax.</summary>
-    protected override void EmitSetup(Assembler a)
+    /// <summary>Enters the first address space: the working set is mapped in none but these. Clobbers rax, rcx, rdi and r11.</summary>
+    protected override void EmitSetup(GuestAssembler a)
     {
         a.mov(eax, (uint)Cr3Of(0));
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
     }
 
-    /// <summary>rdi = working set. Clobbers rdi.</summary>
-    protected override void LoadOperands(Assembler a) => a.mov(edi, (uint)WorkingSet);
+    /// <summary>r8 = working set. Clobbers r8.</summary>
+    protected override void LoadOperands(GuestAssembler a) => a.mov(r8d, (uint)WorkingSet);
 
     /// <summary>rsi = CR3 of the next address space in the ring.</summary>
-    protected override void EmitBefore(Assembler a) => a.mov(rsi, __[rdi + NextOffset]);
+    protected override void EmitBefore(GuestAssembler a) => a.mov(rsi, __[r8 + NextOffset]);
 
-    /// <summary>Clobbers nothing; the code and rdi mean the same in every space.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.mov(cr3, rsi);
+    /// <summary>Clobbers rax, rcx, rdi, r11 and flags; the code and r8 mean the same in every space.</summary>
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.WriteCr3(rsi);
 
     /// <summary>Reads and writes each page; the checksum takes part in both. Clobbers flags.</summary>
-    protected override void EmitAfter(Assembler a)
+    protected override void EmitAfter(GuestAssembler a)
     {
         for (int page = 0; page < _pages; page++)
         {
-            a.xor(r14, __[rdi + Cell(page)]);
-            a.add(__[rdi + Cell(page)], r14);
+            a.xor(r14, __[r8 + Cell(page)]);
+            a.add(__[r8 + Cell(page)], r14);
         }
     }
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments()
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface)
     {
         byte[] tables = new byte[_addressSpaces * TablesPerSpace * PageSize];
         byte[] data = new byte[_addressSpaces * _pages * PageSize];

@@ -1,6 +1,6 @@
-using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -21,13 +21,8 @@ public sealed class DescriptorTables : SlottedWorkload
     public override string Description => "stores IDTR and GDTR in turns, k times per unit";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "sidt, sgdt";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["sidt", "sgdt"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.DescriptorTable;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        new("sidt, sgdt", TrapReason.DescriptorTable) { Names = ["sidt", "sgdt"] };
 
     /// <summary>Ring 3 may execute both: that is the hole.</summary>
     public override bool NeedsPrivilege => false;
@@ -36,17 +31,18 @@ public sealed class DescriptorTables : SlottedWorkload
     public override int DefaultFiller => 20_000;
 
     /// <summary>A gate is there so that IDTR holds something; nothing ever comes through it.</summary>
-    internal override IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a) => [TimerInterruptSource.EmitHandler(a)];
+    internal override IReadOnlyList<InterruptGate> EmitSystemCode(GuestAssembler a) =>
+        [TimerInterruptSource.EmitHandler(a)];
 
     /// <summary>Clobbers rsi and rdi.</summary>
-    protected override void LoadOperands(Assembler a)
+    protected override void LoadOperands(GuestAssembler a)
     {
         a.mov(edi, (uint)Stored);
         a.mov(esi, (uint)Stored + 16);
     }
 
     /// <summary>Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a, int index)
+    protected override void EmitSensitive(GuestAssembler a, int index)
     {
         if (index % 2 == 0)
         {
@@ -59,7 +55,7 @@ public sealed class DescriptorTables : SlottedWorkload
     }
 
     /// <summary>Limit and low bytes of the base, then all of the base, of each. Clobbers flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive)
     {
         foreach (int offset in (int[])[0, 2, 16, 18])
         {
@@ -69,5 +65,6 @@ public sealed class DescriptorTables : SlottedWorkload
     }
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments() => [SystemArea.EmptyData()];
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface) =>
+        [SystemArea.EmptyData()];
 }

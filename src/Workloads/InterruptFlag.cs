@@ -1,12 +1,12 @@
-using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
-/// STI and CLI in turns, an STI first. After the region an interrupt is let come: whether the guest gets it tells what the last of
-/// them has left, so the checksum differs between odd k, which ends with STI, and even k.
+/// Lets interrupts in and holds them back in turns, letting in first. After the region an interrupt is let come: whether the guest gets it tells what the last of
+/// them has left, so the checksum differs between odd k, which ends with them let in, and even k.
 /// </summary>
 public sealed class InterruptFlag : SlottedWorkload
 {
@@ -18,13 +18,10 @@ public sealed class InterruptFlag : SlottedWorkload
         "sets and clears the interrupt flag in turns, k times per unit; at the end an interrupt shows which way it stands";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "sti, cli";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["sti", "cli"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.InterruptFlag;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("sti, cli", TrapReason.InterruptFlag) { Names = ["sti", "cli"] }
+            : new("mov [mask], 0; cmp [pending], 0, mov [mask], 1", TrapReason.Hypercall) { Exits = 0 };
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -32,28 +29,30 @@ public sealed class InterruptFlag : SlottedWorkload
     /// <inheritdoc/>
     public override int DefaultFiller => 20_000;
 
-    internal override IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a) => [TimerInterruptSource.EmitHandler(a)];
+    internal override IReadOnlyList<InterruptGate> EmitSystemCode(GuestAssembler a) =>
+        [TimerInterruptSource.EmitHandler(a)];
 
     /// <summary>No line is requested before the end: nothing interrupts the units.</summary>
-    protected override void EmitSetup(Assembler a) => TimerInterruptSource.EmitSetup(a);
+    protected override void EmitSetup(GuestAssembler a) => TimerInterruptSource.EmitSetup(a);
 
-    /// <summary>Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a, int index)
+    /// <summary>Clobbers flags.</summary>
+    protected override void EmitSensitive(GuestAssembler a, int index)
     {
         if (index % 2 == 0)
         {
-            a.sti();
+            a.EnableInterrupts();
         }
         else
         {
-            a.cli();
+            a.DisableInterrupts();
         }
     }
 
-    /// <summary>Clobbers rax, r8, r9 and flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive) =>
+    /// <summary>Clobbers rax, rcx, rdx, rdi, r8 to r11 and flags.</summary>
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive) =>
         TimerInterruptSource.EmitProbeOfInterruptFlag(a);
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments() => [SystemArea.EmptyData()];
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface) =>
+        [SystemArea.EmptyData()];
 }

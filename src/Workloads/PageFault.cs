@@ -2,12 +2,13 @@ using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
-/// A store to a page that is not present. The guest's handler reads CR2, adds address and error code to a sum, and returns behind the
+/// A store to a page that is not present. The guest's handler reads the address, adds it and the error code to sums, and returns behind the
 /// store. The sums get into the checksum, so a fault that is lost, comes twice or says something untrue shows.
 /// </summary>
 public sealed class PageFault : SlottedWorkload
@@ -25,16 +26,13 @@ public sealed class PageFault : SlottedWorkload
 
     /// <inheritdoc/>
     public override string Description =>
-        "stores k times per unit to a page that is not present; the guest's handler reads CR2 and skips the store";
+        "stores k times per unit to a page that is not present; the guest's handler reads the address and skips the store";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "mov [rdi], rsi (#PF)";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["iretq"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.GuestPageFault;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("mov [rdi], rsi (#PF)", TrapReason.GuestPageFault) { Names = ["iretq"] }
+            : new("mov [rdi], rsi (#PF); hypercall: iret", TrapReason.GuestPageFault);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -42,28 +40,28 @@ public sealed class PageFault : SlottedWorkload
     /// <inheritdoc/>
     public override int DefaultFiller => 20_000;
 
-    /// <summary>The handler: clobbers rax; IRETQ restores the flags.</summary>
-    internal override IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a)
+    /// <summary>The handler: clobbers rax; the return restores the flags.</summary>
+    internal override IReadOnlyList<InterruptGate> EmitSystemCode(GuestAssembler a)
     {
         Label handler = a.CreateLabel("page-fault");
         a.Label(ref handler);
-        a.mov(rax, cr2);
+        a.ReadFaultAddress(rax);
         a.add(__qword_ptr[Sums], rax);
         a.pop(rax); // the error code
         a.add(__qword_ptr[Sums + 8], rax);
         a.add(__qword_ptr[rsp], StoreLength);
-        a.iretq();
+        a.InterruptReturn();
         return [new InterruptGate(Vector.PageFault, handler)];
     }
 
     /// <summary>Clobbers rdi.</summary>
-    protected override void LoadOperands(Assembler a) => a.mov(edi, (uint)NotPresent);
+    protected override void LoadOperands(GuestAssembler a) => a.mov(edi, (uint)NotPresent);
 
     /// <summary>Clobbers rax.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.mov(__[rdi], rsi);
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.mov(__[rdi], rsi);
 
     /// <summary>Clobbers flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive)
     {
         a.add(r14, __qword_ptr[Sums]);
         a.rol(r14, 17);
@@ -71,5 +69,6 @@ public sealed class PageFault : SlottedWorkload
     }
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments() => [SystemArea.EmptyData()];
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface) =>
+        [SystemArea.EmptyData()];
 }

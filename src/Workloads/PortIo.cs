@@ -1,6 +1,6 @@
-using Iced.Intel;
 using VirtBench.Vmm.Devices;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -23,10 +23,7 @@ public sealed class PortIo : SlottedWorkload
     public override string Description => "writes the serial port's scratch register k times per unit";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "out dx, al";
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.PortIo;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) => new("out dx, al", TrapReason.PortIo);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -35,17 +32,17 @@ public sealed class PortIo : SlottedWorkload
     public override int DefaultFiller => 20_000;
 
     /// <summary>Clobbers rax and rdx.</summary>
-    protected override void LoadOperands(Assembler a)
+    protected override void LoadOperands(GuestAssembler a)
     {
         a.mov(edx, ScratchRegister);
         a.mov(eax, Pattern);
     }
 
     /// <summary>Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.@out(dx, al);
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.@out(dx, al);
 
     /// <summary>Clobbers rax, rdx and flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive)
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive)
     {
         a.mov(edx, ScratchRegister);
         a.xor(eax, eax);

@@ -1,13 +1,13 @@
-using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
-/// Puts another page at a linear address: writes the page-table entry, INVLPG. Every slot then reads the address, whether its entry was
+/// Puts another page at a linear address: writes the page-table entry and drops the page from the TLB. Every slot then reads the address, whether its entry was
 /// changed or not. Two pages take turns, and each holds the entry that maps the other, so a change that is lost shows in the checksum,
 /// which differs from k to k.
 /// </summary>
@@ -31,16 +31,13 @@ public sealed class PteUpdate : SlottedWorkload
 
     /// <inheritdoc/>
     public override string Description =>
-        "changes a page-table entry k times per unit, with INVLPG, and reads the page 16 times";
+        "changes a page-table entry k times per unit, flushes its page, and reads the page 16 times";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "mov [rsi], r8; invlpg [rdi]";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["invlpg"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.TlbOrCache;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("mov [r9], r8; invlpg [r10]", TrapReason.TlbOrCache) { Names = ["invlpg"] }
+            : new("hypercall: update page tables", TrapReason.Hypercall);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -54,37 +51,31 @@ public sealed class PteUpdate : SlottedWorkload
     /// <inheritdoc/>
     protected override int SlotInstructions => 2;
 
-    internal override int OperationInstructions => 2;
-
-    /// <summary>Enters the address space. Clobbers rax.</summary>
-    protected override void EmitSetup(Assembler a)
+    /// <summary>Enters the address space. Clobbers rax, rcx, rdi and r11.</summary>
+    protected override void EmitSetup(GuestAssembler a)
     {
         a.mov(eax, (uint)Tables);
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
     }
 
-    /// <summary>Clobbers rsi and rdi.</summary>
-    protected override void LoadOperands(Assembler a)
+    /// <summary>Clobbers r9 and r10.</summary>
+    protected override void LoadOperands(GuestAssembler a)
     {
-        a.mov(edi, (uint)Window);
-        a.mov(esi, (uint)Entry);
+        a.mov(r10d, (uint)Window);
+        a.mov(r9d, (uint)Entry);
     }
 
     /// <summary>r8 = the entry that maps the other page.</summary>
-    protected override void EmitBefore(Assembler a) => a.mov(r8, __[rdi + 8]);
+    protected override void EmitBefore(GuestAssembler a) => a.mov(r8, __[r10 + 8]);
 
-    /// <summary>Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a, int index)
-    {
-        a.mov(__[rsi], r8);
-        a.invlpg(__[rdi]);
-    }
+    /// <summary>Clobbers rax, rcx, rsi, rdi, r11 and flags.</summary>
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.UpdatePageTableEntry(r9, r8, r10);
 
     /// <summary>Clobbers flags.</summary>
-    protected override void EmitAfter(Assembler a) => a.xor(r14, __[rdi]);
+    protected override void EmitAfter(GuestAssembler a) => a.xor(r14, __[r10]);
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments()
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface)
     {
         const ulong rights = Pte.Present | Pte.Writable;
         byte[] tables = new byte[4 * PageSize];

@@ -1,11 +1,11 @@
-using Iced.Intel;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
-/// RDTSC, the counter discarded: sensitive, and privileged only where the engine makes it so. The checksum is equal for
-/// every k, as nothing of the counter gets into it.
+/// Reads the time, and discards it: RDTSC, sensitive, and privileged only where the engine makes it so; or the paravirtual clock, which
+/// takes one RDTSC that needs no trap. The checksum is equal for every k, as nothing of the time gets into it.
 /// </summary>
 public sealed class Rdtsc : SlottedWorkload
 {
@@ -13,16 +13,13 @@ public sealed class Rdtsc : SlottedWorkload
     public override string Id => "rdtsc";
 
     /// <inheritdoc/>
-    public override string Description => "reads the time-stamp counter k times per unit";
+    public override string Description => "reads the time k times per unit";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "rdtsc";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["rdtsc"];
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.TimeStampCounter;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("rdtsc", TrapReason.TimeStampCounter) { Names = ["rdtsc"] }
+            : new("paravirtual clock", TrapReason.TimeStampCounter);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => false;
@@ -30,6 +27,6 @@ public sealed class Rdtsc : SlottedWorkload
     /// <inheritdoc/>
     public override int DefaultFiller => 20_000;
 
-    /// <summary>Clobbers rax and rdx, which nothing else in the unit uses.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.rdtsc();
+    /// <summary>Clobbers rax, rcx, rdx, r8 and flags, of which nothing else in the unit keeps anything.</summary>
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.ReadTime();
 }

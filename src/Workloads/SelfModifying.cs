@@ -1,5 +1,4 @@
-using Iced.Intel;
-using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -24,10 +23,7 @@ public sealed class SelfModifying : SlottedWorkload
         "rewrites an instruction's immediate k times per unit and executes the instruction";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "mov [rip+3], ebx";
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => null;
+    public override SensitiveOperation Operation(GuestInterface guestInterface) => new("mov [rip+3], ebx", null);
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => false;
@@ -39,8 +35,8 @@ public sealed class SelfModifying : SlottedWorkload
     protected override int SlotInstructions => 1;
 
     /// <summary>MOV [RIP+disp32], EBX, byte by byte: the same wherever it stands. Clobbers nothing.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.db(0x89, 0x1D, ImmediateOffset, 0, 0, 0);
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.db(0x89, 0x1D, ImmediateOffset, 0, 0, 0);
 
     /// <summary>Clobbers flags.</summary>
-    protected override void EmitAfter(Assembler a) => a.add(r14, Assembled);
+    protected override void EmitAfter(GuestAssembler a) => a.add(r14, Assembled);
 }

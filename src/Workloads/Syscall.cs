@@ -3,13 +3,14 @@ using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
 
 /// <summary>
 /// A null system call: guest ring 3 calls guest ring 0 by SYSCALL, where a counter in a supervisor page is raised, and gets back by
-/// SYSRET. The units run in ring 3, entered by IRETQ and left by an invalid opcode, once per region. The count gets into the checksum.
+/// SYSRET or a hypercall. The units run in ring 3, entered by IRETQ and left by an invalid opcode, once per region. The count gets into the checksum.
 /// </summary>
 /// <remarks>
 /// The guest has page tables of its own: 4 KiB pages below 2 MiB, of which those of the image and ring 3's stack are user pages. One page
@@ -18,6 +19,7 @@ namespace VirtBench.Workloads;
 public sealed class Syscall : SlottedWorkload
 {
     private const ulong Counter = SystemArea.Data;
+    private const ulong CallerStack = SystemArea.Data + 8;
 
     // Selectors. SYSCALL takes CS and SS from STAR at 32, SYSRET SS and CS from STAR at 48, plus 8 and 16 (SDM vol. 2B, SYSRET).
     private const ushort KernelCode = 0x08;
@@ -42,19 +44,13 @@ public sealed class Syscall : SlottedWorkload
         "ring 3 makes k system calls per unit; a handler in ring 0 counts them and returns";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "syscall; sysretq";
-
-    /// <inheritdoc/>
-    public override IReadOnlyList<string> SensitiveNames => ["syscall", "sysretq"];
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        guestInterface == GuestInterface.Native
+            ? new("syscall; sysretq", TrapReason.SystemCall) { Names = ["syscall", "sysretq"], Exits = 2 }
+            : new("syscall; hypercall: iret", TrapReason.SystemCall) { Names = ["syscall"] };
 
     /// <inheritdoc/>
     public override bool RunsInUserMode => true;
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.SystemCall;
-
-    /// <summary>SYSCALL and SYSRETQ.</summary>
-    public override int ExitsPerOperation => 2;
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -62,11 +58,11 @@ public sealed class Syscall : SlottedWorkload
     /// <inheritdoc/>
     public override int DefaultFiller => 20_000;
 
-    /// <summary>The system call's handler, first: it uses no stack and clobbers nothing but rcx and r11, as SYSCALL does.</summary>
-    internal override IReadOnlyList<InterruptGate> EmitSystemCode(Assembler a)
+    /// <summary>The system call's handler, first: it keeps the caller's stack and clobbers nothing but rcx and r11, as SYSCALL does.</summary>
+    internal override IReadOnlyList<InterruptGate> EmitSystemCode(GuestAssembler a)
     {
         a.inc(__qword_ptr[Counter]);
-        a.sysretq();
+        a.ReturnFromSystemCall(CallerStack, SystemArea.InterruptStackTop, UserCode, UserData);
 
         // UD2 of ring 3: back on the stack of ring 0, where it went on to ring 3.
         Label leave = a.CreateLabel("leave");
@@ -76,8 +72,8 @@ public sealed class Syscall : SlottedWorkload
         return [new InterruptGate(Vector.InvalidOpcode, leave)];
     }
 
-    /// <summary>GDT, TSS, the MSRs of SYSCALL, page tables. Clobbers rax, rcx and rdx.</summary>
-    protected override void EmitSetup(Assembler a)
+    /// <summary>GDT, TSS, the MSRs of SYSCALL, page tables. Clobbers rax, rcx, rdx, rdi and r11.</summary>
+    protected override void EmitSetup(GuestAssembler a)
     {
         a.mov(eax, (uint)SystemArea.GdtPointer);
         a.lgdt(__[rax]);
@@ -93,11 +89,11 @@ public sealed class Syscall : SlottedWorkload
         WriteMsr(a, Msr.Fmask, Rflags.If | Rflags.Df | Rflags.Tf | Rflags.Ac);
 
         a.mov(eax, (uint)Tables);
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
     }
 
     /// <summary>Ring 0 to ring 3 and back. rbp keeps ring 0's stack, r10 the way back. Clobbers rax and r10.</summary>
-    protected override void EmitCall(Assembler a, Label units)
+    protected override void EmitCall(GuestAssembler a, Label units)
     {
         Label user = a.CreateLabel();
         Label back = a.CreateLabel();
@@ -110,7 +106,7 @@ public sealed class Syscall : SlottedWorkload
         a.push(UserCode);
         a.lea(rax, __[user]);
         a.push(rax);
-        a.iretq();
+        a.InterruptReturn();
 
         a.Label(ref user);
         a.call(units);
@@ -121,13 +117,13 @@ public sealed class Syscall : SlottedWorkload
     }
 
     /// <summary>Clobbers rcx and r11.</summary>
-    protected override void EmitSensitive(Assembler a, int index) => a.syscall();
+    protected override void EmitSensitive(GuestAssembler a, int index) => a.syscall();
 
     /// <summary>Clobbers flags.</summary>
-    protected override void FoldIntoChecksum(Assembler a, bool afterSensitive) => a.add(r14, __qword_ptr[Counter]);
+    protected override void FoldIntoChecksum(GuestAssembler a, bool afterSensitive) => a.add(r14, __qword_ptr[Counter]);
 
     /// <inheritdoc/>
-    protected override IEnumerable<ImageSegment> DataSegments()
+    protected override IEnumerable<ImageSegment> DataSegments(GuestInterface guestInterface)
     {
         yield return SystemArea.EmptyData();
         yield return DescriptorTable();
@@ -185,7 +181,7 @@ public sealed class Syscall : SlottedWorkload
     }
 
     /// <summary>Clobbers rax, rcx and rdx.</summary>
-    private static void WriteMsr(Assembler a, uint index, ulong value)
+    private static void WriteMsr(GuestAssembler a, uint index, ulong value)
     {
         a.mov(ecx, index);
         a.mov(eax, (uint)value);

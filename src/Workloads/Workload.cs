@@ -1,4 +1,5 @@
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Paravirtual;
 
@@ -32,23 +33,11 @@ public abstract class Workload
     /// <summary>One line for <c>virtbench list</c>.</summary>
     public abstract string Description { get; }
 
-    /// <summary>The sensitive instruction as an assembler writes it, or null when there is none (<c>compute</c>).</summary>
-    public abstract string? SensitiveInstruction { get; }
-
-    /// <summary>
-    /// What the sensitive instructions are called among an engine's holes (<see cref="VirtualizationHole.Names"/>). An engine
-    /// that lists one of them does not run this workload faithfully, unless k = 0.
-    /// </summary>
-    public virtual IReadOnlyList<string> SensitiveNames => [];
+    /// <summary>The sensitive operation, of which a unit holds k: what it is lowered to.</summary>
+    public abstract SensitiveOperation Operation(GuestInterface guestInterface);
 
     /// <summary>True when the units run in ring 3, where an engine may have holes that ring 0 does not have.</summary>
     public virtual bool RunsInUserMode => false;
-
-    /// <summary>How the ledger counts the sensitive operation's traps; null when nothing of it ever traps.</summary>
-    public abstract TrapReason? ExpectedTrap { get; }
-
-    /// <summary>Exits of that kind that one operation takes where it traps. Exits of other kinds may accompany them.</summary>
-    public virtual int ExitsPerOperation => 1;
 
     /// <summary>True when the region executes instructions that ring 3 may not; such a workload cannot run natively.</summary>
     public abstract bool NeedsPrivilege { get; }
@@ -70,6 +59,9 @@ public abstract class Workload
     /// </summary>
     public virtual bool UsesDeviceInterrupts => false;
 
+    /// <summary>The disk that its guests need; null for none. The images say the same.</summary>
+    public virtual DiskRequirement? Disk => null;
+
     /// <summary>Largest k that a unit of this workload has room for.</summary>
     public virtual int MaximumTrapsPerUnit => 64;
 
@@ -77,29 +69,69 @@ public abstract class Workload
     public abstract int DefaultFiller { get; }
 
     /// <summary>
-    /// Whether, under an engine with these capabilities, each sensitive operation is expected to trap: not where one of its
-    /// instructions falls through a hole, or is served inline.
+    /// Exits of the operation's kind that one sensitive operation is expected to take under an engine with these capabilities: none where
+    /// one of its instructions falls through a hole or is served inline, or a hypercall is code of the guest's own ring 0. Null where the
+    /// workload does not predict it.
     /// </summary>
-    public virtual bool TrapsUnder(EngineCapabilities capabilities) =>
-        ExpectedTrap switch
+    public virtual int? ExitsUnder(GuestInterface guestInterface, EngineCapabilities capabilities)
+    {
+        SensitiveOperation operation = Operation(guestInterface);
+        bool exits = operation.Trap switch
         {
             null => false,
             TrapReason.TimeStampCounter => capabilities.TrapsTimeStampCounter,
             TrapReason.PortIo or TrapReason.Mmio or TrapReason.Halt => true, // the devices are the VMM's under every engine
+            TrapReason.Hypercall => true,
             _ => capabilities.TrapsPrivilegedInstructions
-                && !HolesUnder(capabilities).Any()
-                && !SensitiveNames.Any(capabilities.Inlined.Contains),
+                && !HolesUnder(guestInterface, capabilities).Any()
+                && !operation.Names.Any(capabilities.Inlined.Contains),
         };
+        return !exits ? 0
+            : operation.Trap == TrapReason.Hypercall && !capabilities.TrapsPrivilegedInstructions
+                ? operation.ExitsWithOwnRing0
+            : operation.Exits;
+    }
 
-    /// <summary>The holes of an engine that this workload's sensitive instructions fall through when k is at least 1.</summary>
-    public IEnumerable<VirtualizationHole> HolesUnder(EngineCapabilities capabilities) =>
+    /// <summary>Whether each sensitive operation is expected to trap: see <see cref="ExitsUnder"/>.</summary>
+    public bool TrapsUnder(GuestInterface guestInterface, EngineCapabilities capabilities) =>
+        ExitsUnder(guestInterface, capabilities) != 0;
+
+    /// <summary>The holes of an engine that this workload's sensitive operations fall through when k is at least 1.</summary>
+    public IEnumerable<VirtualizationHole> HolesUnder(GuestInterface guestInterface, EngineCapabilities capabilities) =>
         capabilities.Holes.Where(hole =>
-            (RunsInUserMode || !hole.InUserModeOnly) && hole.Names.Any(SensitiveNames.Contains)
+            (RunsInUserMode || !hole.InUserModeOnly) && hole.Names.Any(Operation(guestInterface).Names.Contains)
         );
 
     /// <summary>Assembles the program.</summary>
     /// <exception cref="ArgumentOutOfRangeException">k or the filler does not fit; the message says the limits.</exception>
     public abstract GuestImage Build(WorkloadOptions options);
+}
+
+/// <summary>What a workload's sensitive operation is lowered to.</summary>
+/// <param name="Instruction">As an assembler writes it, in short; null when there is none (<c>compute</c>).</param>
+/// <param name="Trap">How the ledger counts the operation's traps; null when nothing of it ever traps.</param>
+public sealed record SensitiveOperation(string? Instruction, TrapReason? Trap)
+{
+    /// <summary>No operation.</summary>
+    public static SensitiveOperation None { get; } = new(null, null);
+
+    /// <summary>
+    /// What its instructions are called among an engine's holes (<see cref="VirtualizationHole.Names"/>). An engine that lists one of
+    /// them does not run the workload faithfully, unless k = 0.
+    /// </summary>
+    public IReadOnlyList<string> Names { get; init; } = [];
+
+    /// <summary>
+    /// Exits of the kind <see cref="Trap"/> that one operation takes where it traps; null where that is not predicted. Exits of other
+    /// kinds may accompany them.
+    /// </summary>
+    public int? Exits { get; init; } = 1;
+
+    /// <summary>
+    /// The same of a <see cref="TrapReason.Hypercall"/> where the guest's ring 0 executes privileged instructions itself, so that some
+    /// hypercalls are code of its own.
+    /// </summary>
+    public int? ExitsWithOwnRing0 { get; init; } = 0;
 }
 
 /// <summary>What a workload leaves in guest memory when it ends.</summary>

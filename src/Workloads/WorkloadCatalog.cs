@@ -19,6 +19,8 @@ public static class WorkloadCatalog
         new PteUpdate(),
         new TimerInterrupt(),
         new SelfModifying(),
+        new DiskStream(),
+        new DiskIo(),
         new MiniOs(),
         new ComputeHash(),
         new ComputeMix(),

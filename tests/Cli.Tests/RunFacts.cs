@@ -48,6 +48,8 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
             "samples.csv",
             "exits.csv",
             "kernel-statistics.csv",
+            "translation-statistics.csv",
+            "io-statistics.csv",
             "fits.csv",
             "report.html",
             "report.md",
@@ -230,6 +232,14 @@ public sealed class RunFacts(SmallRun small) : IClassFixture<SmallRun>
     [InlineData("--traps-per-unit 1,two", "'two' is not a number of traps per unit")]
     [InlineData("--traps-per-unit 1.5", "'1.5' is not a number of traps per unit")]
     [InlineData("--traps-per-unit ,", "--traps-per-unit names no number")]
+    [InlineData(
+        "--interrupt-delivery never",
+        "--interrupt-delivery never: give some of exit, coalesced, direct, or all"
+    )]
+    [InlineData(
+        "--interrupt-delivery ,",
+        "--interrupt-delivery names none; give some of exit, coalesced, direct, or all"
+    )]
     [InlineData("--traps-per-unit 99999999999999", "is not a number of traps per unit")]
     [InlineData("--traps-per-unit 1000 --workload rdtsc", "--traps-per-unit 1000: a unit of rdtsc has room for")]
     [InlineData("--workload unheard-of", "there is no workload 'unheard-of'; the workloads are compute")]

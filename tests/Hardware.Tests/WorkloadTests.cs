@@ -2,6 +2,7 @@ using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Hardware.Tests;
@@ -78,7 +79,8 @@ public sealed class WorkloadTests
             strategy,
             options: new BootOptions { Parameters = [1, Units] }
         );
-        VirtualizationHole[] holes = k == 0 ? [] : [.. workload.HolesUnder(guest.Machine.Capabilities)];
+        VirtualizationHole[] holes =
+            k == 0 ? [] : [.. workload.HolesUnder(GuestInterface.Native, guest.Machine.Capabilities)];
         if (holes.Any(hole => hole.EndsGuest))
         {
             Assert.Equal(RunEnd.Failed, guest.Run().End);
@@ -91,11 +93,11 @@ public sealed class WorkloadTests
         if (strategy == HardwareGuest.Hardware && workload is SlottedWorkload)
         {
             // Port I/O and halts leave the kernel, nothing else does.
-            long traps = workload.TrapsUnder(guest.Machine.Capabilities) ? k * (long)Units : 0;
+            long traps = workload.TrapsUnder(GuestInterface.Native, guest.Machine.Capabilities) ? k * (long)Units : 0;
             long exits = traps * (workload is TimerInterrupt ? 1 + TimerPortAccesses : 1);
             long asynchronous = region.Exits[TrapReason.Kick] + region.Exits[TrapReason.InterruptWindow];
             Assert.Equal(exits, region.Exits.Counts.Sum() - Markers(region) - asynchronous);
-            Assert.Equal(traps, workload.ExpectedTrap is { } kind ? region.Exits[kind] : 0);
+            Assert.Equal(traps, workload.Operation(GuestInterface.Native).Trap is { } kind ? region.Exits[kind] : 0);
         }
 
         return new Left(WorkloadResult.Read(guest.Memory).Checksum, guest.Console, holes.Length > 0);

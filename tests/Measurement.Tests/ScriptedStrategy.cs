@@ -83,7 +83,8 @@ internal sealed class ScriptedMachines
         int k = int.Parse(name[1]["k = ".Length..]);
         var call = new Call(scripted, workload, k, warmUp, units);
         Calls.Add(call);
-        long traps = workload.TrapsUnder(scripted.Capabilities) ? k * units : 0;
+        int exits = workload.ExitsUnder(scripted.Interface, scripted.Capabilities) ?? 1;
+        long traps = exits > 0 ? k * units : 0;
         double elapsed = (units * UnitNanoseconds) + (traps * TrapNanoseconds) + 3_000;
         var run = new SampleRun(
             new RunOutcome(RunEnd.Exited, 0, null),
@@ -92,8 +93,8 @@ internal sealed class ScriptedMachines
                     Workload.MeasuredRegionId,
                     (ulong)units,
                     elapsed,
-                    workload.ExpectedTrap,
-                    traps * workload.ExitsPerOperation
+                    workload.Operation(scripted.Interface).Trap,
+                    traps * exits
                 ),
             ],
             new WorkloadResult((ulong)((warmUp * 1_000_003) + units), (ulong)(elapsed * 2)),

@@ -15,9 +15,10 @@ public sealed class SweepOnStrategiesTests
     [MemberData(nameof(Strategies))]
     public void Every_workload_takes_exactly_k_traps_a_unit(string id)
     {
+        Strategy strategy = StrategiesUnderTest.Get(id);
         var options = new SweepOptions
         {
-            Strategies = [StrategiesUnderTest.Get(id)],
+            Strategies = [strategy],
             Workloads = WorkloadCatalog.All,
             Profile = new SweepProfile("test", TimeSpan.FromMilliseconds(2), 2, [0, 1, 3, 16]),
             FillerInstructions = 3_000,
@@ -28,7 +29,7 @@ public sealed class SweepOnStrategiesTests
         SweepResult result = sweep.Run(observer, cancellation: TestContext.Current.CancellationToken);
         Assert.True(result.Complete);
         Assert.Equal(sweep.Plan.Order.Count, observer.Samples.Count + result.NotTaken);
-        using var machine = new VirtualMachine(1 << 20, StrategiesUnderTest.Get(id).CreateEngine);
+        using var machine = new VirtualMachine(1 << 20, strategy.CreateEngine);
         EngineCapabilities capabilities = machine.Capabilities;
         Assert.All(
             observer.Samples,
@@ -36,7 +37,7 @@ public sealed class SweepOnStrategiesTests
             {
                 Workload workload = WorkloadCatalog.Find(sample.Cell.Workload)!;
                 VirtualizationHole[] holes =
-                    sample.Cell.TrapsPerUnit == 0 ? [] : [.. workload.HolesUnder(capabilities)];
+                    sample.Cell.TrapsPerUnit == 0 ? [] : [.. workload.HolesUnder(strategy.Interface, capabilities)];
                 bool ends = holes.Any(hole => hole.EndsGuest);
                 Assert.Equal(ends ? SampleStatus.Failed : SampleStatus.Ok, sample.Status);
                 Assert.False(sample.IsWrong, sample.Note);
@@ -47,7 +48,7 @@ public sealed class SweepOnStrategiesTests
                 Assert.Equal(holes.Length > 0, sample.Mark is not null);
                 Assert.Equal(sample.Note, ends ? sample.Note : sample.Mark?.ToString() ?? "");
                 Assert.True(ends || sample.ElapsedNanoseconds > 0);
-                bool traps = workload.TrapsUnder(capabilities);
+                bool traps = workload.TrapsUnder(strategy.Interface, capabilities);
                 Assert.Equal(traps && !ends ? sample.Cell.TrapsPerUnit * sample.Units : 0, sample.Traps);
             }
         );
@@ -95,10 +96,10 @@ public sealed class SweepOnStrategiesTests
             using var machine = new VirtualMachine(1 << 20, strategy.CreateEngine);
             foreach (SlottedWorkload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
             {
-                GuestImage image = workload.Build(new WorkloadOptions(2, workload.DefaultFiller));
+                GuestImage image = workload.Build(new WorkloadOptions(2, workload.DefaultFiller, strategy.Interface));
                 Assert.All(
                     HoleScan.Find(image, machine.Capabilities.Holes).Where(one => one.Address < EndOfUnit(image)),
-                    one => Assert.Contains(one.Hole.Names, workload.SensitiveNames.Contains)
+                    one => Assert.Contains(one.Hole.Names, workload.Operation(strategy.Interface).Names.Contains)
                 );
             }
         }
@@ -254,7 +255,7 @@ public sealed class SweepOnStrategiesTests
     private static bool IsFaithful(Strategy strategy, Workload workload)
     {
         using var machine = new VirtualMachine(1 << 20, strategy.CreateEngine);
-        return !workload.HolesUnder(machine.Capabilities).Any();
+        return !workload.HolesUnder(strategy.Interface, machine.Capabilities).Any();
     }
 
     private static double CyclesPerUnit(string strategy, string workload, int k, int filler)

@@ -1,5 +1,6 @@
 using VirtBench.Strategies;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement.Tests;
@@ -91,7 +92,7 @@ public sealed class SweepTests
             sample =>
             {
                 bool traps =
-                    WorkloadCatalog.Find(sample.Cell.Workload)!.ExpectedTrap is not null
+                    WorkloadCatalog.Find(sample.Cell.Workload)!.Operation(GuestInterface.Native).Trap is not null
                     && sample.Cell.Strategy != "native";
                 Assert.Equal(traps ? sample.Cell.TrapsPerUnit * sample.Units : 0, sample.Traps);
             }
@@ -119,8 +120,9 @@ public sealed class SweepTests
                                 1,
                                 (ulong)call.Units,
                                 run.Regions[0].ElapsedNanoseconds,
-                                call.Workload.ExpectedTrap ?? TrapReason.Kick,
-                                error + (call.Workload.ExpectedTrap is null ? 0 : k * call.Units)
+                                call.Workload.Operation(GuestInterface.Native).Trap ?? TrapReason.Kick,
+                                error
+                                    + (call.Workload.Operation(GuestInterface.Native).Trap is null ? 0 : k * call.Units)
                             ),
                         ],
                     },

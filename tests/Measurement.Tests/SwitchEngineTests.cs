@@ -4,6 +4,7 @@ using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -50,7 +51,7 @@ public sealed class SwitchEngineTests
             bool runs =
                 (!workload.NeedsPrivilege || strategies.All(strategy => strategy.RunsPrivilegedGuests))
                 && !(workload.NeedsVectorUnit && strategies.Any(strategy => strategy.EmulatesRingZero));
-            if (!runs || capabilities.Any(one => workload.HolesUnder(one).Any()))
+            if (!runs || capabilities.Any(one => workload.HolesUnder(GuestInterface.Native, one).Any()))
             {
                 continue;
             }

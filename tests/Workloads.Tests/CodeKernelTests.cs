@@ -4,6 +4,7 @@ using System.Security.Cryptography;
 using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads.Tests;
 
@@ -94,7 +95,14 @@ public sealed class CodeKernelTests
     {
         CodeKernel kernel = Find(id);
         Assert.False(kernel.DependsOnDensity);
-        Assert.Equal((null, null, false), (kernel.SensitiveInstruction, kernel.ExpectedTrap, kernel.NeedsPrivilege));
+        Assert.Equal(
+            (SensitiveOperation.None, SensitiveOperation.None, false),
+            (
+                kernel.Operation(GuestInterface.Native),
+                kernel.Operation(GuestInterface.Paravirtual),
+                kernel.NeedsPrivilege
+            )
+        );
         GuestImage control = kernel.Build(new WorkloadOptions(0, Filler));
         GuestImage dense = kernel.Build(new WorkloadOptions(kernel.MaximumTrapsPerUnit, Filler));
         Assert.Equal(control.Entry, dense.Entry);

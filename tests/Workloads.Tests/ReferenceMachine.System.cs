@@ -36,7 +36,7 @@ internal sealed partial class ReferenceMachine
     /// <summary>Instructions of the units that ran in ring 3.</summary>
     public long UserInstructions { get; private set; }
 
-    private bool InterruptsOn => (_cpu.Rflags & Rflags.If) != 0;
+    private bool InterruptsOn => (_cpu.Rflags & Rflags.If) != 0 && !IsMasked;
 
     private void PassTime()
     {
@@ -82,10 +82,21 @@ internal sealed partial class ReferenceMachine
                 Push(Read(i, 0));
                 break;
             case Mnemonic.Pop:
-                Write(i, Pop());
+                Write(i, Pop()); // to memory, too
                 break;
             case Mnemonic.Jmp:
                 _cpu.Rip = Read(i, 0);
+                break;
+            case Mnemonic.Movzx:
+                Write(i, Read(i, 1));
+                break;
+            case Mnemonic.Mul:
+                UInt128 product = (UInt128)_cpu.Rax * Read(i, 0);
+                _cpu.Rax = (ulong)product;
+                _cpu[Gpr.Rdx] = (ulong)(product >> 64);
+                break;
+            case Mnemonic.Shrd:
+                Write(i, (Read(i, 0) >> (int)i.Immediate8) | (Read(i, 1) << (64 - i.Immediate8)));
                 break;
             case Mnemonic.Cli or Mnemonic.Sti:
                 SetInterruptFlag(i);
@@ -145,13 +156,7 @@ internal sealed partial class ReferenceMachine
                 EnterRing(3, (ushort)((_msrs[Msr.Star] >> 48) + 16 | 3));
                 break;
             case Mnemonic.Iretq:
-                _cpu.Rip = Pop();
-                ushort code = (ushort)Pop();
-                _cpu.Rflags = Pop();
-                ulong stack = Pop();
-                Pop();
-                _cpu.Rsp = stack;
-                EnterRing(code & 3, code);
+                ReturnFromInterrupt();
                 break;
             case Mnemonic.Ud2:
                 _cpu.Rip = i.IP;

@@ -2,6 +2,7 @@ using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads.Tests;
 
@@ -17,6 +18,7 @@ internal sealed partial class ReferenceMachine : IDisposable
     private readonly VirtualCpu _cpu = new();
     private readonly Dictionary<ulong, Instruction> _decoded = [];
     private bool _zero;
+    private bool _negative;
     private bool _inRegion;
     private bool _ended;
     private byte _scratch;
@@ -27,7 +29,8 @@ internal sealed partial class ReferenceMachine : IDisposable
 
     /// <summary>
     /// Sensitive operations between the markers: rdtsc, mov to CR3, out to the scratch register, sti and cli, popf, cpuid, sidt and
-    /// sgdt, syscall, invlpg, a page fault, a halt, a store into code.
+    /// sgdt, syscall, invlpg, a page fault, a halt, a store into code; in a paravirtual guest the hypercalls in their place, and what writes the
+    /// mask in the units.
     /// </summary>
     public long RegionSensitive { get; private set; }
 
@@ -49,9 +52,14 @@ internal sealed partial class ReferenceMachine : IDisposable
     /// <summary>MOV to CR3 is lost after so many, as in a broken engine.</summary>
     public int SwitchesObeyed { get; init; } = int.MaxValue;
 
-    public static ReferenceMachine Run(GuestImage image, ulong warmUp, ulong units)
+    public static ReferenceMachine Run(
+        GuestImage image,
+        ulong warmUp,
+        ulong units,
+        GuestInterface guestInterface = GuestInterface.Native
+    )
     {
-        var machine = new ReferenceMachine();
+        var machine = new ReferenceMachine { Interface = guestInterface };
         machine.Execute(image, warmUp, units);
         return machine;
     }
@@ -77,6 +85,7 @@ internal sealed partial class ReferenceMachine : IDisposable
         _cpu[Gpr.Rdi] = PhysicalLayout.BootInfo;
         _cpu.Rsp = PhysicalLayout.StackTop;
         _cpu.Rip = image.Entry;
+        OfferParavirtualInterface();
         while (!_ended)
         {
             Step();
@@ -109,6 +118,12 @@ internal sealed partial class ReferenceMachine : IDisposable
 
     private void Step(ulong rip)
     {
+        if (rip - PhysicalLayout.HypercallPage < GuestMemory.PageSize)
+        {
+            Hypercall(rip - PhysicalLayout.HypercallPage);
+            return;
+        }
+
         if (!_decoded.TryGetValue(rip, out Instruction i))
         {
             byte[] bytes = new byte[15];
@@ -120,6 +135,7 @@ internal sealed partial class ReferenceMachine : IDisposable
 
         _cpu.Rip = i.NextIP;
         bool counts = _inRegion && rip < SystemArea.Code;
+        CountMaskWrite(i);
         switch (i.Mnemonic)
         {
             case Mnemonic.Mov when i.Op0Register == Register.CR3:
@@ -153,6 +169,9 @@ internal sealed partial class ReferenceMachine : IDisposable
             case Mnemonic.Test:
                 _zero = (Read(i, 0) & Read(i, 1)) == 0;
                 break;
+            case Mnemonic.Cmp:
+                _zero = Read(i, 0) == Read(i, 1);
+                break;
             case Mnemonic.Not:
                 Write(i, ~Read(i, 0));
                 break;
@@ -176,10 +195,12 @@ internal sealed partial class ReferenceMachine : IDisposable
                 break;
             case Mnemonic.Jne when !_zero:
             case Mnemonic.Je when _zero:
+            case Mnemonic.Js when _negative:
                 _cpu.Rip = i.NearBranchTarget;
                 break;
             case Mnemonic.Jne:
             case Mnemonic.Je:
+            case Mnemonic.Js:
             case Mnemonic.Nop:
                 break;
             case Mnemonic.Call:
@@ -191,7 +212,7 @@ internal sealed partial class ReferenceMachine : IDisposable
                 _cpu.Rip = Pop();
                 break;
             case Mnemonic.Rdtsc:
-                Sensitive();
+                SensitiveInUnit(i);
                 ulong tsc = TimeStamp();
                 _cpu.Rax = (uint)tsc;
                 _cpu[Gpr.Rdx] = tsc >> 32;
@@ -269,21 +290,31 @@ internal sealed partial class ReferenceMachine : IDisposable
         i.GetOpKind(operand) switch
         {
             OpKind.Register => Value(i.GetOpRegister(operand)),
-            OpKind.Memory => _memory.Read<ulong>(Physical(Address(i), PageAccess.Read)),
+            OpKind.Memory => _memory.Read<ulong>(Physical(Address(i), PageAccess.Read)) & Mask(i.MemorySize.GetSize()),
             _ => i.GetImmediate(operand),
         };
 
     private void WriteWithFlags(in Instruction i, ulong value)
     {
-        _zero = (i.Op0Kind == OpKind.Register && i.Op0Register.GetSize() == 4 ? (uint)value : value) == 0;
+        int size = i.Op0Kind == OpKind.Register ? i.Op0Register.GetSize() : 8;
+        _zero = (value & Mask(size)) == 0;
+        _negative = (value >> ((8 * size) - 1) & 1) != 0;
         Write(i, value);
     }
+
+    private static ulong Mask(int bytes) => ulong.MaxValue >> (64 - (8 * bytes));
 
     private void Write(in Instruction i, ulong value)
     {
         if (i.Op0Kind == OpKind.Memory)
         {
             WriteMemory(i, value);
+            return;
+        }
+
+        if (i.Op0Register == Register.CL)
+        {
+            _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] & ~0xFFUL) | (byte)value;
             return;
         }
 

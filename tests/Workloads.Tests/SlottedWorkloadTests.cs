@@ -1,27 +1,42 @@
 using Iced.Intel;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads.Tests;
 
 public sealed class SlottedWorkloadTests
 {
     /// <summary>What stands between the markers besides the units: test, jz, call, ret, nop, operands, high half of the units.</summary>
-    private static long OutsideUnits(Workload workload)
+    private static long OutsideUnits(Workload workload, GuestInterface guestInterface = GuestInterface.Native)
     {
-        using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(0, workload.DefaultFiller)), 0, 1);
+        GuestImage image = workload.Build(new WorkloadOptions(0, workload.DefaultFiller, guestInterface));
+        using var machine = ReferenceMachine.Run(image, 0, 1, guestInterface);
         return machine.RegionInstructions - workload.DefaultFiller;
     }
 
-    public static TheoryData<string, int> EveryDensity()
+    public static TheoryData<string, int, GuestInterface> EveryDensity()
     {
-        var data = new TheoryData<string, int>();
+        var data = new TheoryData<string, int, GuestInterface>();
         foreach (SlottedWorkload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
         {
             for (int k = 0; k <= workload.MaximumTrapsPerUnit; k++)
             {
-                data.Add(workload.Id, k);
+                data.Add(workload.Id, k, GuestInterface.Native);
+                data.Add(workload.Id, k, GuestInterface.Paravirtual);
             }
+        }
+
+        return data;
+    }
+
+    public static TheoryData<string, GuestInterface> EachInterface()
+    {
+        var data = new TheoryData<string, GuestInterface>();
+        foreach (Workload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
+        {
+            data.Add(workload.Id, GuestInterface.Native);
+            data.Add(workload.Id, GuestInterface.Paravirtual);
         }
 
         return data;
@@ -30,42 +45,43 @@ public sealed class SlottedWorkloadTests
     public static TheoryData<string> Ids() =>
         [.. WorkloadCatalog.All.OfType<SlottedWorkload>().Select(workload => workload.Id)];
 
-    public static TheoryData<string> SensitiveIds() =>
-        [
-            .. WorkloadCatalog
-                .All.OfType<SlottedWorkload>()
-                .Where(workload => workload.SensitiveInstruction is not null)
-                .Select(workload => workload.Id),
-        ];
-
     private static Workload Find(string id) => WorkloadCatalog.Find(id)!;
 
     [Theory]
     [MemberData(nameof(EveryDensity))]
-    public void A_unit_executes_exactly_the_filler_and_k_sensitive_instructions(string id, int k)
+    public void A_unit_executes_exactly_the_filler_and_k_sensitive_operations(
+        string id,
+        int k,
+        GuestInterface guestInterface
+    )
     {
         Workload workload = Find(id);
         int filler = 3000 + k; // each another remainder
-        using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(k, filler)), 1, 3);
+        GuestImage image = workload.Build(new WorkloadOptions(k, filler, guestInterface));
+        using var machine = ReferenceMachine.Run(image, 1, 3, guestInterface);
 
-        int sensitive = workload.SensitiveInstruction is null ? 0 : k;
-        int instructions = sensitive * ((SlottedWorkload)workload).OperationInstructions;
+        int sensitive = workload.Operation(guestInterface).Instruction is null ? 0 : k;
+        int instructions = OperationInstructions((SlottedWorkload)workload, k, guestInterface);
         Assert.Equal(3L * sensitive, machine.RegionSensitive);
-        Assert.Equal(OutsideUnits(workload) + (3L * (filler + instructions)), machine.RegionInstructions);
+        Assert.Equal(
+            OutsideUnits(workload, guestInterface) + (3L * (filler + instructions)),
+            machine.RegionInstructions
+        );
         Assert.Equal(3UL, machine.UnitsReported);
         Assert.Equal(Workload.MeasuredRegionId, machine.RegionId);
         Assert.Equal((byte)0, machine.ExitStatus);
     }
 
     [Theory]
-    [MemberData(nameof(Ids))]
-    public void Every_small_filler_is_exact(string id)
+    [MemberData(nameof(EachInterface))]
+    public void Every_small_filler_is_exact(string id, GuestInterface guestInterface)
     {
         var workload = (SlottedWorkload)Find(id);
-        long outside = OutsideUnits(workload);
+        long outside = OutsideUnits(workload, guestInterface);
         for (int filler = workload.MinimumFiller; filler < workload.MinimumFiller + 150; filler++)
         {
-            using var machine = ReferenceMachine.Run(workload.Build(new WorkloadOptions(0, filler)), 0, 2);
+            GuestImage image = workload.Build(new WorkloadOptions(0, filler, guestInterface));
+            using var machine = ReferenceMachine.Run(image, 0, 2, guestInterface);
             Assert.Equal(outside + (2 * filler), machine.RegionInstructions);
         }
     }
@@ -160,15 +176,15 @@ public sealed class SlottedWorkloadTests
     }
 
     [Theory]
-    [MemberData(nameof(SensitiveIds))]
-    public void Without_the_sensitive_instructions_every_k_is_the_same_program(string id)
+    [MemberData(nameof(EachInterface))]
+    public void Without_the_sensitive_operations_every_k_is_the_same_program(string id, GuestInterface guestInterface)
     {
         var workload = (SlottedWorkload)Find(id);
-        List<Code> control = Unit(workload, 0);
+        List<Code> control = Unit(workload, 0, guestInterface);
         for (int k = 1; k <= workload.MaximumTrapsPerUnit; k++)
         {
-            List<Code> unit = Unit(workload, k);
-            Assert.Equal(control.Count + (k * workload.OperationInstructions), unit.Count);
+            List<Code> unit = Unit(workload, k, guestInterface);
+            Assert.Equal(control.Count + OperationInstructions(workload, k, guestInterface), unit.Count);
             int left = 0;
             foreach (Code code in unit)
             {
@@ -180,15 +196,15 @@ public sealed class SlottedWorkloadTests
     }
 
     [Theory]
-    [MemberData(nameof(Ids))]
-    public void Loops_have_the_same_addresses_for_every_k(string id)
+    [MemberData(nameof(EachInterface))]
+    public void Loops_have_the_same_addresses_for_every_k(string id, GuestInterface guestInterface)
     {
         Workload workload = Find(id);
-        List<ulong> control = Branches(workload, 0);
+        List<ulong> control = Branches(workload, 0, guestInterface);
         Assert.True(control.Count > workload.MaximumTrapsPerUnit);
         for (int k = 1; k <= workload.MaximumTrapsPerUnit; k++)
         {
-            Assert.Equal(control, Branches(workload, k));
+            Assert.Equal(control, Branches(workload, k, guestInterface));
         }
     }
 
@@ -234,14 +250,42 @@ public sealed class SlottedWorkloadTests
     }
 
     [Theory]
-    [MemberData(nameof(Ids))]
-    public void The_unit_fits_the_first_level_instruction_cache(string id)
+    [MemberData(nameof(EachInterface))]
+    public void The_unit_fits_the_first_level_instruction_cache(string id, GuestInterface guestInterface)
     {
         Workload workload = Find(id);
-        GuestImage image = workload.Build(new WorkloadOptions(workload.MaximumTrapsPerUnit, workload.DefaultFiller));
+        GuestImage image = workload.Build(
+            new WorkloadOptions(workload.MaximumTrapsPerUnit, workload.DefaultFiller, guestInterface)
+        );
         ImageSegment code = image.Segments.First(segment => segment.Executable);
         Assert.Equal(SlottedWorkload.ImageBase, code.PhysicalAddress);
-        Assert.InRange(code.Content.Length, 1, 16 << 10);
+        Instruction last = Instructions(workload, workload.MaximumTrapsPerUnit, guestInterface)[^1];
+        Assert.InRange(last.NextIP - SlottedWorkload.ImageBase, 1UL, 16UL << 10);
+        Assert.InRange(code.Content.Length, 1, 64 << 10); // what syscall's ring 3 may touch
+    }
+
+    [Theory]
+    [MemberData(nameof(Ids))]
+    public void The_checksum_is_that_of_the_other_interface(string id)
+    {
+        Workload workload = Find(id);
+        foreach (int k in (int[])[0, 1, 2, 5, 16])
+        {
+            foreach (int filler in (int[])[((SlottedWorkload)workload).MinimumFiller + 40, 3_001, 20_000])
+            {
+                ulong[] checksums =
+                [
+                    .. Enum.GetValues<GuestInterface>()
+                        .Select(one =>
+                        {
+                            GuestImage image = workload.Build(new WorkloadOptions(k, filler, one));
+                            using var machine = ReferenceMachine.Run(image, 1, 3, one);
+                            return machine.Result.Checksum;
+                        }),
+                ];
+                Assert.Equal(checksums[0], checksums[1]);
+            }
+        }
     }
 
     [Theory]
@@ -263,9 +307,55 @@ public sealed class SlottedWorkloadTests
     {
         Workload workload = Find(id);
         Assert.Equal(privileged, workload.NeedsPrivilege);
-        Assert.Equal(privileged, workload.TrapsUnder(Capabilities(privileged: true, timeStampCounter: false)));
-        Assert.Equal(timeStampCounter, workload.TrapsUnder(Capabilities(privileged: false, timeStampCounter: true)));
-        Assert.Equal(always, workload.TrapsUnder(Capabilities(privileged: false, timeStampCounter: false)));
+        Assert.Equal(
+            privileged,
+            workload.TrapsUnder(GuestInterface.Native, Capabilities(privileged: true, timeStampCounter: false))
+        );
+        Assert.Equal(
+            timeStampCounter,
+            workload.TrapsUnder(GuestInterface.Native, Capabilities(privileged: false, timeStampCounter: true))
+        );
+        Assert.Equal(
+            always,
+            workload.TrapsUnder(GuestInterface.Native, Capabilities(privileged: false, timeStampCounter: false))
+        );
+    }
+
+    /// <summary>What every sample of a paravirtual guest is held against.</summary>
+    [Theory]
+    [InlineData("compute", 0, 0)]
+    [InlineData("rdtsc", 0, 0)]
+    [InlineData("port-io", 1, 1)]
+    [InlineData("cr3-switch", 1, 0)]
+    [InlineData("interrupt-flag", 0, 0)]
+    [InlineData("popf", 0, 0)]
+    [InlineData("cpuid", 1, 0)]
+    [InlineData("syscall", 1, 0)]
+    [InlineData("page-fault", 1, 0)]
+    [InlineData("pte-update", 1, 0)]
+    [InlineData("timer-interrupt", 4, 2)]
+    [InlineData("mini-os", 1, 0)]
+    public void A_paravirtual_operation_takes_so_many_exits_in_ring_3_and_in_a_ring_0_of_its_own(
+        string id,
+        int deprivileged,
+        int own
+    )
+    {
+        Assert.Equal(deprivileged, Find(id).ExitsUnder(GuestInterface.Paravirtual, Capabilities(true, false)));
+        Assert.Equal(own, Find(id).ExitsUnder(GuestInterface.Paravirtual, Capabilities(false, false)));
+    }
+
+    [Theory]
+    [InlineData("interrupt-flag", "sti")]
+    [InlineData("popf", "popf")]
+    [InlineData("syscall", "sysretq")]
+    [InlineData("page-fault", "iretq")]
+    [InlineData("rdtsc", "rdtsc")]
+    public void A_hole_that_the_paravirtual_interface_goes_around_is_none_of_the_workload(string id, string hole)
+    {
+        EngineCapabilities capabilities = Capabilities(true, false) with { Holes = [new VirtualizationHole(hole, "")] };
+        Assert.NotEmpty(Find(id).HolesUnder(GuestInterface.Native, capabilities));
+        Assert.Empty(Find(id).HolesUnder(GuestInterface.Paravirtual, capabilities));
     }
 
     [Fact]
@@ -314,8 +404,8 @@ public sealed class SlottedWorkloadTests
         {
             Holes = [new VirtualizationHole("lar", ""), hole],
         };
-        Assert.Equal([hole], Find(id).HolesUnder(capabilities));
-        Assert.False(Find(id).TrapsUnder(capabilities));
+        Assert.Equal([hole], Find(id).HolesUnder(GuestInterface.Native, capabilities));
+        Assert.False(Find(id).TrapsUnder(GuestInterface.Native, capabilities));
     }
 
     [Fact]
@@ -329,8 +419,8 @@ public sealed class SlottedWorkloadTests
                 new VirtualizationHole("syscall", "") { InUserModeOnly = true },
             ],
         };
-        Assert.Empty(Find("popf").HolesUnder(capabilities));
-        Assert.Single(Find("syscall").HolesUnder(capabilities));
+        Assert.Empty(Find("popf").HolesUnder(GuestInterface.Native, capabilities));
+        Assert.Single(Find("syscall").HolesUnder(GuestInterface.Native, capabilities));
     }
 
     private static EngineCapabilities Capabilities(bool privileged, bool timeStampCounter) =>
@@ -341,20 +431,28 @@ public sealed class SlottedWorkloadTests
             TimeSource = "computed: nothing",
         };
 
-    private static List<Code> Unit(Workload workload, int k) =>
-        [.. Instructions(workload, k).Select(instruction => instruction.Code)];
+    private static int OperationInstructions(SlottedWorkload workload, int k, GuestInterface guestInterface) =>
+        Enumerable.Range(0, k).Sum(index => workload.OperationInstructions(guestInterface, index));
 
-    private static List<ulong> Branches(Workload workload, int k) =>
+    private static List<Code> Unit(Workload workload, int k, GuestInterface guestInterface) =>
+        [.. Instructions(workload, k, guestInterface).Select(instruction => instruction.Code)];
+
+    /// <summary>Those of the units, not the operations' own: the control has none of these.</summary>
+    private static List<ulong> Branches(Workload workload, int k, GuestInterface guestInterface)
+    {
+        List<Instruction> unit = Instructions(workload, k, guestInterface);
+        ulong end = unit[^1].NextIP;
+        return
         [
-            .. Instructions(workload, k)
-                .Where(instruction => instruction.IsJccShortOrNear)
+            .. unit.Where(instruction => instruction.IsJccShortOrNear && instruction.NearBranchTarget < end)
                 .SelectMany(instruction => (ulong[])[instruction.IP, instruction.NearBranchTarget]),
         ];
+    }
 
     /// <summary>The instructions of the unit, up to the RET.</summary>
-    private static List<Instruction> Instructions(Workload workload, int k)
+    private static List<Instruction> Instructions(Workload workload, int k, GuestInterface guestInterface)
     {
-        GuestImage image = workload.Build(new WorkloadOptions(k, workload.DefaultFiller));
+        GuestImage image = workload.Build(new WorkloadOptions(k, workload.DefaultFiller, guestInterface));
         var decoder = Decoder.Create(64, image.Segments[0].Content.ToArray(), image.Segments[0].PhysicalAddress);
         return [.. decoder.TakeWhile(instruction => instruction.Mnemonic != Mnemonic.Ret)];
     }

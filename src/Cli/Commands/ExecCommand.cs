@@ -5,6 +5,7 @@ using VirtBench.Measurement;
 using VirtBench.Strategies;
 using VirtBench.Strategies.BinaryTranslation;
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
 
@@ -85,6 +86,7 @@ internal static class ExecCommand
             CountLookups,
             json,
         };
+        DiskOptions.AddTo(command);
         command.SetAction(parsed =>
         {
             int ram = parsed.GetValue(Ram);
@@ -105,6 +107,7 @@ internal static class ExecCommand
                 Parameters = [.. Choice.Split(parsed.GetValue(Parameters)!).Select(ParseNumber)],
                 Timeout = TimeSpan.FromSeconds(seconds),
                 Strict = parsed.GetValue(strict),
+                Disk = DiskOptions.Read(parsed),
             };
             Strategy strategy = Choice.AvailableStrategy(
                 parsed.GetValue(StrategyId)!,
@@ -184,7 +187,7 @@ internal static class ExecCommand
             using var console = new GuestConsole(terminal.RawOutput);
             result = GuestRun.Execute(strategy, image, options, json ? null : console.Write, cancellation.Token);
         }
-        catch (GuestImageException e)
+        catch (Exception e) when (e is GuestImageException or DiskUnavailableException)
         {
             throw new JobException(e.Message, ExitCode.GuestNotRun);
         }
@@ -266,6 +269,11 @@ internal static class ExecCommand
             }
         }
 
+        if (result.Disk is { } disk)
+        {
+            output.WriteLine($"   {Describe(disk)}");
+        }
+
         foreach (MeasuredRegion region in result.Regions)
         {
             output.WriteLine(
@@ -313,10 +321,37 @@ internal static class ExecCommand
             result.KernelStatistics,
             Translation = AsJson(result.Translation, result.TicksPerSecond),
             result.Interrupts,
+            Disk = AsJson(result.Disk),
             result.Faithful,
             result.Notes,
             result.TimeSource,
         };
+
+    private static object? AsJson(DiskStatistics? disk) =>
+        disk is null
+            ? null
+            : new
+            {
+                disk.Requests,
+                disk.Completions,
+                disk.Errors,
+                disk.BytesRead,
+                disk.BytesWritten,
+                disk.Flushes,
+                disk.Interrupts,
+                LatencyTotalNs = Math.Round(disk.LatencyTotalNanoseconds, 1),
+                LatencyMaximumNs = Math.Round(disk.LatencyMaximumNanoseconds, 1),
+            };
+
+    private static string Describe(DiskStatistics disk) =>
+        $"disk: {disk.Completions} of {disk.Requests} requests, {disk.Errors} errors, {disk.BytesRead} bytes read, "
+        + $"{disk.BytesWritten} written, {disk.Flushes} flushes, {disk.Interrupts} interrupts"
+        + (
+            disk.Completions > 0
+                ? $"; latency {Nanoseconds(disk.LatencyTotalNanoseconds / disk.Completions)}, at most "
+                    + Nanoseconds(disk.LatencyMaximumNanoseconds)
+                : ""
+        );
 
     private static object? AsJson(TranslationStatistics? translation, double ticksPerSecond) =>
         translation is null

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using VirtBench.Strategies;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Cli.Commands;
@@ -66,7 +67,8 @@ internal static class ListCommand
             {
                 workload.Id,
                 workload.Description,
-                workload.SensitiveInstruction,
+                SensitiveInstruction = workload.Operation(GuestInterface.Native).Instruction,
+                ParavirtualOperation = workload.Operation(GuestInterface.Paravirtual).Instruction,
                 workload.NeedsPrivilege,
                 workload.MaximumTrapsPerUnit,
             });

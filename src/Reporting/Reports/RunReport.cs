@@ -1,6 +1,7 @@
 using System.Globalization;
 using VirtBench.Analysis;
 using VirtBench.Measurement;
+using VirtBench.Reporting.Runs;
 
 namespace VirtBench.Reporting.Reports;
 
@@ -545,12 +546,24 @@ internal sealed class RunReport
                 ),
             ]
         );
+        bool paravirtual = run.Manifest.Run.GuestImages.Any(image => image.Interface != GuestImageEntry.Native);
         yield return new Table(
             "Workloads",
-            [new("Workload"), new("Sensitive instruction"), new("What it does")],
+            [
+                new("Workload"),
+                new("Sensitive instruction"),
+                .. paravirtual ? [new Column("In a paravirtual guest")] : (IReadOnlyList<Column>)[],
+                new("What it does"),
+            ],
             [
                 .. run.Manifest.Run.Workloads.Select(workload =>
-                    (IReadOnlyList<string>)[workload.Id, workload.SensitiveInstruction ?? "none", workload.Description]
+                    (IReadOnlyList<string>)
+                        [
+                            workload.Id,
+                            workload.SensitiveInstruction ?? "none",
+                            .. paravirtual ? [workload.ParavirtualOperation ?? "none"] : (IReadOnlyList<string>)[],
+                            workload.Description,
+                        ]
                 ),
             ]
         );

@@ -34,6 +34,9 @@ public sealed record HoleEntry(string Instruction, string Effect);
 /// <param name="Description">One line.</param>
 public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description)
 {
+    /// <summary>What a guest of the paravirtual interface does in the instruction's place; null also in older runs.</summary>
+    public string? ParavirtualOperation { get; init; }
+
     /// <summary>Stated mean service time of a request, in nanoseconds, where the workload has a disk; null without one.</summary>
     public double? DiskServiceNanoseconds { get; init; }
 }

@@ -46,7 +46,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 {
     private readonly TranslationCache?[] _caches = new TranslationCache?[CarrierLayout.MaximumCarriers];
     private readonly BlockTranslator _translator;
-    private bool _inCallout;
     private bool _windowWanted;
     private bool _stepping;
 
@@ -173,12 +172,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 if (TakeKick())
                 {
                     return new VmExit(VmExitReason.Interrupted);
-                }
-
-                if (_inCallout && (!Shadow.IsSelected || LazyStateIsTheCores))
-                {
-                    Pool.MakeFrame();
-                    _inCallout = false;
                 }
 
                 if (!SelectCarrier())
@@ -337,13 +330,9 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         ControlPage* control = carrier.Control;
         ulong flags = (Cpu.Rflags & TranslationMode.HostFlags) | Rflags.AlwaysSet | Rflags.If;
         StoreVirtualState(control, windowWanted);
-        if (_inCallout)
+        if (InCallout)
         {
-            new ReadOnlySpan<ulong>(Cpu.Registers->Gpr, 16).CopyTo(new Span<ulong>(control->Registers, 16));
-            control->Flags = flags;
-            control->Target = block.Address;
-            control->ByRegisters = 1;
-            control->Serialize = cache.Changed ? 1u : 0;
+            EnterByRegisters(carrier, flags, block.Address, cache.Changed);
         }
         else
         {
@@ -351,7 +340,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             StoreRegisters(carrier, frame);
             frame->Rip = block.Address;
             frame->Eflags = flags;
-            control->ByRegisters = 0;
+            EnterByFrame(carrier);
         }
 
         cache.Changed = false;
@@ -395,9 +384,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         switch (signal)
         {
             case CarrierReport.Callout:
-                control->LoadBases = 0;
-                _inCallout = true;
-                return LeaveByCallout(control, cache);
+                LeaveByCallout(carrier);
+                return LeaveBySite(control, cache);
             case CarrierReport.NotEntered:
                 return Kicked(carrier);
             case CarrierReport.BatchFailed:
@@ -406,8 +394,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 return Fail($"the guest jumped into the monitor window at 0x{CarrierLayout.Window:X}");
         }
 
-        _inCallout = false;
-        control->LoadBases = 0;
+        InCallout = false;
+        GuestRan(carrier);
         if (!Pool.TryTakeFrame())
         {
             return Corrupted();
@@ -444,9 +432,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             : exit;
     }
 
-    private VmExit? LeaveByCallout(ControlPage* control, TranslationCache cache)
+    private VmExit? LeaveBySite(ControlPage* control, TranslationCache cache)
     {
-        new ReadOnlySpan<ulong>(control->Registers, 16).CopyTo(new Span<ulong>(Cpu.Registers->Gpr, 16));
         TakeFlags(control->Flags, control->VirtualFlags);
         uint number = control->Site;
         if (number == CarrierStub.LookupSite)
@@ -641,23 +628,4 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     }
 
     private bool _faultedInShadow;
-
-    /// <inheritdoc/>
-    public override void SaveLazyState()
-    {
-        if (_inCallout && Failure is null)
-        {
-            try
-            {
-                Pool.MakeFrame();
-                _inCallout = false;
-            }
-            catch (Exception e) when (e is CarrierException or Win32Exception)
-            {
-                _ = Fail(e);
-            }
-        }
-
-        base.SaveLazyState();
-    }
 }

@@ -152,7 +152,7 @@ internal static class CarrierState
     /// <summary>The carrier process is gone.</summary>
     public const uint Dead = 4;
 
-    /// <summary>After a callout: store x87 and SSE state into the hand-made frame and report.</summary>
+    /// <summary>After a callout: store x87 and SSE state into the hand-made frame, FS and GS base, and report.</summary>
     public const uint SaveFpu = 6;
 
     /// <summary>Wake the carrier at <see cref="ControlPage.Peer"/> and sleep: it runs the guest now.</summary>
@@ -244,7 +244,7 @@ internal unsafe struct ControlPage
     public ulong SkipLength;
 
     /// <summary>
-    /// The guest's general registers in encoding order, at a callout from translated code and at the entry that follows it.
+    /// The guest's general registers in encoding order, at a callout and at the entry that follows it.
     /// </summary>
     [FieldOffset(0x100)]
     public fixed ulong Registers[16];
@@ -253,7 +253,7 @@ internal unsafe struct ControlPage
     [FieldOffset(0x180)]
     public ulong Flags;
 
-    /// <summary>Where in the code cache that entry goes on.</summary>
+    /// <summary>Where that entry goes on: in the code cache, or in the guest's own code.</summary>
     [FieldOffset(0x188)]
     public ulong Target;
 
@@ -381,6 +381,11 @@ internal static class CarrierReport
 
     /// <summary>Translated code has called out; the guest's registers are in the control page, its x87 and SSE state in the CPU.</summary>
     public const int Callout = -3;
+
+    /// <summary>
+    /// Directly executed code has come to the gate: as <see cref="Callout"/>, and RCX is where the guest goes on.
+    /// </summary>
+    public const int Hypercall = -4;
 
     /// <summary>A kick has come before the guest was entered: it has executed nothing since the last exit.</summary>
     public const int NotEntered = -2;

@@ -89,6 +89,35 @@ internal sealed unsafe class KvmMachine : IDisposable
     /// <summary>KVM_GET_API_VERSION of an open device.</summary>
     public static int ApiVersion(int kvm) => Kvm.Ioctl(kvm, Kvm.GetApiVersion, null);
 
+    /// <summary>
+    /// EAX of KVM's own CPUID leaf, a bit for each of its paravirtual features (Linux, Documentation/virt/kvm/x86/cpuid.rst); 0 where it has
+    /// none.
+    /// </summary>
+    public static uint ParavirtualFeatures(int kvm)
+    {
+        const int capacity = 256;
+        const uint leaf = 0x4000_0001; // KVM_CPUID_FEATURES
+        int bytes = 8 + (capacity * sizeof(Kvm.CpuidEntry2));
+        byte* buffer = stackalloc byte[bytes];
+        new Span<byte>(buffer, bytes).Clear();
+        *(uint*)buffer = capacity;
+        if (Kvm.Ioctl(kvm, Kvm.GetSupportedCpuid, buffer) < 0)
+        {
+            return 0;
+        }
+
+        var entries = new ReadOnlySpan<Kvm.CpuidEntry2>(buffer + 8, (int)Math.Min(*(uint*)buffer, capacity));
+        foreach (ref readonly Kvm.CpuidEntry2 entry in entries)
+        {
+            if (entry.Function == leaf)
+            {
+                return entry.Eax;
+            }
+        }
+
+        return 0;
+    }
+
     /// <summary>KVM_CHECK_EXTENSION of an open device.</summary>
     public static bool Offers(int kvm, int capability) => Kvm.Ioctl(kvm, Kvm.CheckExtension, (void*)capability) > 0;
 

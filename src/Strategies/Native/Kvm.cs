@@ -33,6 +33,7 @@ internal static unsafe partial class Kvm
     public const uint Interrupt = 0x4004_AE86;
     public const uint GetMsrs = 0xC008_AE88;
     public const uint SetMsrs = 0x4008_AE89;
+    public const uint GetSupportedCpuid = 0xC008_AE05;
     public const uint SetCpuid2 = 0x4008_AE90;
     public const uint GetVcpuEvents = 0x8040_AE9F;
     public const uint SetVcpuEvents = 0x4040_AEA0;

@@ -1,3 +1,5 @@
+using VirtBench.Vmm.Disks;
+
 namespace VirtBench.Vmm.Boot;
 
 /// <summary>Bytes to place at a guest-physical address.</summary>
@@ -18,6 +20,9 @@ public sealed record ImageSegment(
 /// <param name="Segments">What goes where.</param>
 public sealed record GuestImage(string Name, ulong Entry, IReadOnlyList<ImageSegment> Segments)
 {
+    /// <summary>The disk that whoever runs it attaches; null when it needs none.</summary>
+    public DiskRequirement? Disk { get; init; }
+
     /// <summary>Checks what does not depend on the VM: sizes, overlaps, and that the entry lies in code.</summary>
     /// <exception cref="GuestImageException">Something is wrong; the message says what.</exception>
     internal void CheckSegments()

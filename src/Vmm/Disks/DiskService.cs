@@ -216,7 +216,9 @@ internal sealed class DiskService : IDisposable
         }
 
         _ = Interlocked.Exchange(ref _watched, 1);
-        return Volatile.Read(ref _settled) != Volatile.Read(ref _notified);
+
+        // What has been completed since the last look is posted before the service settles: so it is asked in this order.
+        return Volatile.Read(ref _settled) != Volatile.Read(ref _notified) || HasPosted;
     }
 
     /// <summary>On a computed clock, vCPU thread: lets everything happen that is due.</summary>

@@ -144,7 +144,10 @@ public interface IExecutionEngine : IDisposable
     }
 
     /// <summary>Lets whoever keeps a paravirtual clock for the engine, the host's kernel, do so from now on.</summary>
-    /// <param name="address">Guest-physical address of a <see cref="Paravirtual.ParavirtualClock"/>.</param>
+    /// <param name="address">
+    /// Guest-physical address of a <see cref="Paravirtual.ParavirtualClock"/>; 0 when a guest is loaded that is not offered the interface, after
+    /// one that was.
+    /// </param>
     /// <returns>False when nobody does: then the core writes it.</returns>
     bool ProvideParavirtualClock(ulong address) => false;
 

@@ -113,6 +113,11 @@ public sealed partial class VirtualMachine : IDisposable
         _engine.LoadLazyState();
         _engineFailure = null;
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+        if (_hypercalls is not null && !options.Paravirtual)
+        {
+            _ = _engine.ProvideParavirtualClock(0);
+        }
+
         _hypercalls = options.Paravirtual ? new Hypercalls(Cpu, Memory, _emulator, Interrupts, Serial, _engine) : null;
         _emulator.Hypercalls = _hypercalls;
         _hypercalls?.Start();

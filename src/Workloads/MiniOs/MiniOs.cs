@@ -1,5 +1,6 @@
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Workloads;
 
@@ -66,13 +67,11 @@ public sealed class MiniOs : Workload
         $"an operating system in miniature: {_processes} processes, timer, demand paging; k system calls per unit";
 
     /// <inheritdoc/>
-    public override string? SensitiveInstruction => "syscall";
+    public override SensitiveOperation Operation(GuestInterface guestInterface) =>
+        new("syscall", TrapReason.SystemCall);
 
     /// <inheritdoc/>
     public override bool RunsInUserMode => true;
-
-    /// <inheritdoc/>
-    public override TrapReason? ExpectedTrap => TrapReason.SystemCall;
 
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
@@ -109,7 +108,7 @@ public sealed class MiniOs : Workload
             );
         }
 
-        MiniOsKernelImage kernel = MiniOsKernel.Assemble(_processes);
+        MiniOsKernelImage kernel = MiniOsKernel.Assemble(_processes, options.Interface);
         byte[] program = MiniOsProgram.Assemble(options);
         return new GuestImage(
             $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",

@@ -1,10 +1,9 @@
 using Iced.Intel;
-using VirtBench.Vmm.Devices;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
 
-// Characters to the 16550, whose transmitter is always empty on this platform.
+// Characters to the console, a string at a time.
 internal sealed partial class MiniOsKernel
 {
     private Label _print;
@@ -18,32 +17,27 @@ internal sealed partial class MiniOsKernel
         EmitPrintDecimal();
     }
 
-    /// <summary>The string at rsi, behind its length. Clobbers rax, rcx, rdx, rsi and flags.</summary>
+    /// <summary>The string at rsi, behind its length. Clobbers rax, rcx, rdx, rsi, rdi, r11 and flags.</summary>
     private void EmitPrint()
     {
-        Assembler a = _a;
-        Label next = a.CreateLabel();
+        GuestAssembler a = _a;
         a.Label(ref _print);
-        a.mov(rcx, __[rsi]);
-        a.mov(edx, SerialPort.FirstPort);
-        a.Label(ref next);
-        a.mov(al, __[rsi + 8]);
-        a.@out(dx, al);
-        a.inc(rsi);
-        a.dec(rcx);
-        a.jne(next);
+        a.lea(rdi, __[rsi + 8]);
+        a.mov(rsi, __[rsi]);
+        a.ConsoleWrite();
         a.ret();
     }
 
-    /// <summary>rdi in 16 digits. Clobbers rax, rcx, rdx and flags.</summary>
+    /// <summary>rdi in 16 digits. Clobbers rax, rcx, rdx, rsi, rdi, r11 and flags.</summary>
     private void EmitPrintHexadecimal()
     {
-        Assembler a = _a;
+        const int digits = 16;
+        GuestAssembler a = _a;
         Label next = a.CreateLabel();
         Label digit = a.CreateLabel();
         a.Label(ref _printHexadecimal);
-        a.mov(edx, SerialPort.FirstPort);
-        a.mov(ecx, 16);
+        a.sub(rsp, digits);
+        a.xor(ecx, ecx);
         a.Label(ref next);
         a.rol(rdi, 4);
         a.mov(eax, edi);
@@ -53,36 +47,40 @@ internal sealed partial class MiniOsKernel
         a.jbe(digit);
         a.add(eax, 'a' - '9' - 1);
         a.Label(ref digit);
-        a.@out(dx, al);
-        a.dec(ecx);
+        a.mov(__[rsp + rcx], al);
+        a.inc(ecx);
+        a.cmp(ecx, digits);
         a.jne(next);
+        a.mov(rdi, rsp);
+        a.mov(esi, digits);
+        a.ConsoleWrite();
+        a.add(rsp, digits);
         a.ret();
     }
 
-    /// <summary>rdi in as many digits as it has. Clobbers rax, rcx, rdx, r8 and flags.</summary>
+    /// <summary>rdi in as many digits as it has. Clobbers rax, rcx, rdx, rsi, rdi, r11 and flags.</summary>
     private void EmitPrintDecimal()
     {
-        Assembler a = _a;
+        const int most = 24; // 2^64 has 20 digits
+        GuestAssembler a = _a;
         Label divide = a.CreateLabel();
-        Label next = a.CreateLabel();
         a.Label(ref _printDecimal);
+        a.sub(rsp, most);
         a.mov(rax, rdi);
-        a.xor(r8d, r8d);
+        a.lea(rdi, __[rsp + most]);
         a.mov(ecx, 10);
         a.Label(ref divide);
         a.xor(edx, edx);
         a.div(rcx);
-        a.push(rdx);
-        a.inc(r8d);
+        a.add(edx, '0');
+        a.dec(rdi);
+        a.mov(__[rdi], dl);
         a.test(rax, rax);
         a.jne(divide);
-        a.mov(edx, SerialPort.FirstPort);
-        a.Label(ref next);
-        a.pop(rax);
-        a.add(eax, '0');
-        a.@out(dx, al);
-        a.dec(r8d);
-        a.jne(next);
+        a.lea(rsi, __[rsp + most]);
+        a.sub(rsi, rdi);
+        a.ConsoleWrite();
+        a.add(rsp, most);
         a.ret();
     }
 }

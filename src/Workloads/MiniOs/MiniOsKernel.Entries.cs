@@ -6,7 +6,7 @@ using Field = VirtBench.Workloads.MiniOsStatistics.Field;
 
 namespace VirtBench.Workloads;
 
-// Into the kernel and out of it: exceptions, interrupts, SYSCALL, IRETQ.
+// Into the kernel and out of it: exceptions, interrupts, SYSCALL, and the return from all of them.
 internal sealed partial class MiniOsKernel
 {
     private static readonly AssemblerRegister64[] Saved =
@@ -31,6 +31,9 @@ internal sealed partial class MiniOsKernel
     /// <summary>In the frame's place for the vector: it was no event.</summary>
     private const int SystemCallVector = 0x100;
 
+    /// <summary>The slave's line of the master.</summary>
+    private const int CascadeLine = 2;
+
     private Label _save;
     private Label _resume;
     private Label _systemCall;
@@ -39,7 +42,7 @@ internal sealed partial class MiniOsKernel
     /// <returns>The entries by vector.</returns>
     private Label[] EmitEntries()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         var stubs = new Label[MiniOsLayout.Gates];
         for (int vector = 0; vector < stubs.Length; vector++)
         {
@@ -70,7 +73,7 @@ internal sealed partial class MiniOsKernel
     /// </summary>
     private void EmitSave()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         PushRegisters();
         a.cld(); // as the kernel's string instructions want it, and ring 3 may not have left it
         a.mov(rbx, rsp);
@@ -96,11 +99,11 @@ internal sealed partial class MiniOsKernel
     }
 
     /// <summary>
-    /// In ring 0 only the idle loop can be interrupted. It goes on behind its HLT; all else is a mistake of the kernel's.
+    /// In ring 0 only the idle loop can be interrupted. It goes on behind its sleep; all else is a mistake of the kernel's.
     /// </summary>
     private void EmitEventInKernel()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label timer = a.CreateLabel();
         Label done = a.CreateLabel();
         a.cmp(eax, MiniOsLayout.TimerInterrupt);
@@ -113,10 +116,10 @@ internal sealed partial class MiniOsKernel
         a.call(_tick);
         a.Label(ref done);
         PopRegisters();
-        a.iretq();
+        a.InterruptReturn();
 
         // ZF when vector eax is an 8259A's for a request that had gone. The master has one of its own in service for the
-        // slave's, and none for its own. Clobbers flags and rax.
+        // slave's, and none for its own. Clobbers rax, rcx, rdi, r11 and flags, but rax only when ZF.
         Label slave = a.CreateLabel();
         Label none = a.CreateLabel();
         a.Label(ref _countSpurious);
@@ -130,7 +133,7 @@ internal sealed partial class MiniOsKernel
         a.ret();
         a.Label(ref slave);
         a.inc(At(Field.Spurious));
-        EndInterrupt();
+        a.EndOfInterrupt(CascadeLine);
         a.cmp(eax, eax);
         a.ret();
     }
@@ -140,7 +143,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>SYSCALL: the stack is still the caller's, and nothing but variables may be touched before it is changed.</summary>
     private void EmitSystemCallEntry()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.Label(ref _systemCall);
         a.mov(At(KernelVariable.CallerStack), rsp);
         a.mov(rsp, At(KernelVariable.FrameEnd));
@@ -167,12 +170,12 @@ internal sealed partial class MiniOsKernel
     {
         const int fetch = (int)(PageFaultError.Fetch | PageFaultError.User | PageFaultError.Protection);
         const int harmless = 0xCD5; // CF, PF, AF, ZF, SF, DF and OF
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label isCall = a.CreateLabel();
         Label other = a.CreateLabel();
         a.Label(ref _enteredInRing3);
+        a.ReadFaultAddress(rcx);
         a.lea(rax, __[_systemCall]);
-        a.mov(rcx, cr2);
         a.cmp(rcx, rax);
         a.jne(other);
         a.cmp(__dword_ptr[rbx + ProcessBlock.ErrorCode], fetch);
@@ -199,13 +202,13 @@ internal sealed partial class MiniOsKernel
         _a.Label(ref _resume);
         _a.mov(rsp, rbx);
         PopRegisters();
-        _a.iretq();
+        _a.InterruptReturnUnmasked();
     }
 
     /// <summary>One line that names the event whose frame is at rbx, and the end.</summary>
     private void EmitPanic()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.Label(ref _panic);
         (string Name, int Offset)[] fields =
         [
@@ -221,7 +224,7 @@ internal sealed partial class MiniOsKernel
         }
 
         Say(", cr2 0x");
-        a.mov(rdi, cr2);
+        a.ReadFaultAddress(rdi);
         a.call(_printHexadecimal);
         Say("\n");
         EmitExit(1);

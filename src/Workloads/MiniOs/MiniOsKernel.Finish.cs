@@ -18,7 +18,7 @@ internal sealed partial class MiniOsKernel
     /// </summary>
     private void EmitRendezvous()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label complete = a.CreateLabel();
         Label next = a.CreateLabel();
         Label end = a.CreateLabel();
@@ -64,7 +64,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>The last process has ended: prints what they have written, combines their results and leaves them.</summary>
     private void EmitFinish()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.Label(ref _finish);
         a.mov(rax, At(KernelVariable.FreeFrames));
         a.mov(At(Field.FreeFramesAtEnd), rax);
@@ -98,10 +98,10 @@ internal sealed partial class MiniOsKernel
         EmitExit(0);
     }
 
-    /// <summary>Of each process that has written anything. Clobbers rax, rcx, rdx and rsi.</summary>
+    /// <summary>Of each process that has written anything. Clobbers rax, rcx, rdx, rsi, rdi and r11.</summary>
     private void PrintOutputs()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         for (int process = 0; process < _processes; process++)
         {
             Label silent = a.CreateLabel();
@@ -121,7 +121,7 @@ internal sealed partial class MiniOsKernel
     private void LookAtTimer()
     {
         const int latchChannel0 = 0;
-        Assembler a = _a;
+        GuestAssembler a = _a;
         ReadTimeStamp();
         a.mov(At(Field.TimerReadEarliest), rax);
         Out(IntervalTimer.FirstPort + 3, latchChannel0);

@@ -26,7 +26,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>rax = a frame of zeros. Clobbers rcx, rdi and flags.</summary>
     private void EmitTakeFrame()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label some = a.CreateLabel();
         Label notFewer = a.CreateLabel();
         a.Label(ref _takeFrame);
@@ -54,7 +54,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>Frame rax becomes free. Clobbers rcx and flags.</summary>
     private void EmitGiveFrame()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.Label(ref _giveFrame);
         a.mov(rcx, At(KernelVariable.FreeFrames));
         a.mov(__[(rcx * 8) + (int)MiniOsLayout.FreeFrames], rax);
@@ -69,7 +69,7 @@ internal sealed partial class MiniOsKernel
     /// </summary>
     private void EmitTableOf()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.Label(ref _tableOf);
         a.push(rax);
         a.mov(rdx, __[rbx + ProcessBlock.Cr3]);
@@ -92,18 +92,18 @@ internal sealed partial class MiniOsKernel
 
     /// <summary>
     /// Gives back what rcx pages from rsi on hold, all of one table. The process at rbx is loaded: each page is dropped from
-    /// the TLB, too. Clobbers rax, rcx, rdx, rsi, rdi and flags.
+    /// the TLB, too. Clobbers rax, rcx, rdx, rsi, rdi, r8 to r11, and flags.
     /// </summary>
     private void EmitDiscardPages()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label next = a.CreateLabel();
         Label empty = a.CreateLabel();
         Label none = a.CreateLabel();
         a.Label(ref _discardPages);
         a.test(rcx, rcx);
         a.je(none);
-        a.mov(rdi, rcx);
+        a.mov(r8, rcx);
         a.call(_tableOf);
         a.mov(rdx, __[rdx]);
         a.test(edx, edx);
@@ -113,19 +113,21 @@ internal sealed partial class MiniOsKernel
         a.shr(eax, 12);
         a.and(eax, 511);
         a.lea(rdx, __[rdx + (rax * 8)]);
+        a.mov(r9, rsi);
 
         a.Label(ref next);
-        a.mov(rax, __[rdx]);
-        a.test(eax, eax);
+        a.mov(r10, __[rdx]);
+        a.test(r10d, r10d);
         a.je(empty);
-        a.mov(__qword_ptr[rdx], 0);
-        a.invlpg(__[rsi]);
-        a.and(eax, -(int)GuestMemory.PageSize); // RAM ends far below 4 GiB; NX goes with the upper half
+        a.xor(eax, eax);
+        a.UpdatePageTableEntry(rdx, rax, r9);
+        a.mov(eax, r10d); // RAM ends far below 4 GiB; NX goes with the upper half
+        a.and(eax, -(int)GuestMemory.PageSize);
         a.call(_giveFrame);
         a.Label(ref empty);
         a.add(rdx, 8);
-        a.add(rsi, (int)GuestMemory.PageSize);
-        a.dec(rdi);
+        a.add(r9, (int)GuestMemory.PageSize);
+        a.dec(r8);
         a.jne(next);
         a.Label(ref none);
         a.ret();
@@ -137,7 +139,7 @@ internal sealed partial class MiniOsKernel
     /// </summary>
     private void EmitPageFault()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label heap = a.CreateLabel();
         Label good = a.CreateLabel();
         Label table = a.CreateLabel();
@@ -147,7 +149,7 @@ internal sealed partial class MiniOsKernel
         a.and(eax, ~(int)PageFaultError.Write);
         a.cmp(eax, PageFaultError.User); // not present, data
         a.jne(bad);
-        a.mov(rsi, cr2);
+        a.ReadFaultAddress(rsi);
         a.cmp(rsi, (int)MiniOsLayout.StackBottom);
         a.jb(heap);
         a.cmp(rsi, (int)MiniOsLayout.StackTop);

@@ -24,14 +24,14 @@ internal sealed partial class MiniOsKernel
         EmitSchedule();
     }
 
-    /// <summary>Counts the tick and wakes who has slept long enough. Clobbers rax, rcx and flags.</summary>
+    /// <summary>Counts the tick and wakes who has slept long enough. Clobbers rax, rcx, rdi, r11 and flags.</summary>
     private void EmitTick()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label next = a.CreateLabel();
         Label asleep = a.CreateLabel();
         a.Label(ref _tick);
-        EndInterrupt();
+        a.EndOfInterrupt(IntervalTimer.Line);
         a.mov(rax, At(Field.Ticks));
         a.inc(rax);
         a.mov(At(Field.Ticks), rax);
@@ -52,7 +52,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>The process goes on until its quantum is over.</summary>
     private void EmitTimerInUserMode()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label over = a.CreateLabel();
         a.Label(ref _timerInUserMode);
         a.call(_tick);
@@ -65,12 +65,12 @@ internal sealed partial class MiniOsKernel
     }
 
     /// <summary>
-    /// Takes the next process that is ready, the last one at last. Interrupts are let in when there is none: STI holds them
-    /// back until HLT is entered, so none can come between the look and the sleep.
+    /// Takes the next process that is ready, the last one at last. Interrupts are let in when there is none, by the
+    /// sleep itself: none can come between the look and the sleep.
     /// </summary>
     private void EmitSchedule()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label look = a.CreateLabel();
         Label inRange = a.CreateLabel();
         Label found = a.CreateLabel();
@@ -92,9 +92,7 @@ internal sealed partial class MiniOsKernel
         a.jne(look);
 
         a.inc(At(Field.Halts));
-        a.sti();
-        a.hlt();
-        a.cli();
+        a.WaitForInterrupt();
         a.jmp(_schedule);
 
         a.Label(ref found);
@@ -122,7 +120,7 @@ internal sealed partial class MiniOsKernel
         a.mov(At(KernelVariable.FrameEnd), rax);
         a.mov(__qword_ptr[MiniOsLayout.Tss + StackPointer0], rax);
         a.mov(rax, __[rbx + ProcessBlock.Cr3]);
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
         for (int i = 0; i < XmmRegisters; i++)
         {
             a.movups(Xmm(i), __xmmword_ptr[rbx + ProcessBlock.Xmm + (i * 16)]);
@@ -132,7 +130,4 @@ internal sealed partial class MiniOsKernel
     }
 
     private static AssemblerRegisterXMM Xmm(int index) => new(Register.XMM0 + index);
-
-    /// <summary>Non-specific end of interrupt to the master (OCW2). Clobbers rax.</summary>
-    private void EndInterrupt() => Out(InterruptController.MasterPort, 0x20);
 }

@@ -17,7 +17,7 @@ internal sealed partial class MiniOsKernel
 
     private void EmitSetUp()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label enoughRam = a.CreateLabel();
         a.mov(esp, (uint)MiniOsLayout.KernelStackTop);
         a.cmp(__qword_ptr[rdi + 8], (int)MiniOsLayout.RamBytes);
@@ -26,7 +26,9 @@ internal sealed partial class MiniOsKernel
         EmitExit(1);
         a.Label(ref enoughRam);
 
+        a.mov(r12, rdi); // the boot information, which hypercalls clobber
         LoadTables();
+        a.mov(rdi, r12);
         SetSystemCallEntry();
         ReadParameters();
         FillFreeFrames();
@@ -40,9 +42,9 @@ internal sealed partial class MiniOsKernel
     /// <summary>The kernel's own page tables, GDT, IDT and TSS. CS and SS mean the same in the new GDT as in the boot one.</summary>
     private void LoadTables()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.mov(eax, (uint)MiniOsLayout.KernelPml4);
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
         a.lgdt(__[MiniOsLayout.DescriptorPointers]);
         a.lidt(__[MiniOsLayout.DescriptorPointers + 16]);
         a.mov(eax, MiniOsLayout.TssSelector);
@@ -51,7 +53,7 @@ internal sealed partial class MiniOsKernel
 
     private void OverflowStackIfTold()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label behave = a.CreateLabel();
         Label again = a.CreateLabel();
         a.cmp(At(KernelVariable.Misbehaviour), (int)MiniOsMisbehaviour.KernelStack);
@@ -63,7 +65,7 @@ internal sealed partial class MiniOsKernel
 
     private void SetSystemCallEntry()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
 
         // SYSRET's half is set as well, though nothing here uses it: SS 0x18 and CS 0x20.
         ulong star =
@@ -87,7 +89,7 @@ internal sealed partial class MiniOsKernel
 
     private void ReadParameters()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         (MiniOsParameter Parameter, KernelVariable Variable, ulong Default)[] parameters =
         [
             (MiniOsParameter.WarmUp, KernelVariable.WarmUp, 0),
@@ -137,7 +139,7 @@ internal sealed partial class MiniOsKernel
     private void FillFreeFrames()
     {
         const int frames = (int)((MiniOsLayout.FramesEnd - MiniOsLayout.FramesStart) / GuestMemory.PageSize);
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label next = a.CreateLabel();
         a.mov(eax, (uint)MiniOsLayout.FramesEnd);
         a.mov(edi, (uint)MiniOsLayout.FreeFrames);
@@ -155,7 +157,7 @@ internal sealed partial class MiniOsKernel
 
     private void CreateProcesses()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label create = a.CreateLabel();
         Label done = a.CreateLabel();
         for (int process = 0; process < _processes; process++)
@@ -185,7 +187,7 @@ internal sealed partial class MiniOsKernel
     private void EmitCreateProcess()
     {
         const int rights = (int)(Pte.Present | Pte.Writable | Pte.User);
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.call(_takeFrame);
         a.mov(r8, rax); // PML4
         a.mov(__[rbx + ProcessBlock.Cr3], rax);
@@ -263,7 +265,7 @@ internal sealed partial class MiniOsKernel
     private void StartTimer()
     {
         const int rateGenerator = 0x34;
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Out(IntervalTimer.FirstPort + 3, rateGenerator);
         ReadTimeStamp();
         a.mov(At(Field.TimerStartEarliest), rax);

@@ -14,7 +14,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>By number, behind the entry. Clobbers rax.</summary>
     private void EmitDispatchCall()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label unknown = a.CreateLabel();
         a.cmp(rax, MiniOsStatistics.CallCount);
         a.jae(unknown);
@@ -34,7 +34,7 @@ internal sealed partial class MiniOsKernel
 
     private void EmitSystemCalls()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Begin(MiniOsCall.Yield);
         a.mov(__qword_ptr[rbx + ProcessBlock.Rax], 0);
         a.jmp(_schedule);
@@ -88,7 +88,7 @@ internal sealed partial class MiniOsKernel
     private void EmitBreak()
     {
         const int pageMask = (int)GuestMemory.PageSize - 1;
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.cmp(rdi, (int)MiniOsLayout.Heap);
         a.jb(_refuse);
         a.cmp(rdi, (int)MiniOsLayout.HeapLimit);
@@ -112,7 +112,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>Keeps the byte until the end: what is printed must not depend on who was first.</summary>
     private void EmitWrite()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.mov(rcx, __[rbx + ProcessBlock.OutputLength]);
         a.cmp(ecx, ProcessBlock.OutputCapacity);
         a.jae(_refuse);
@@ -126,7 +126,7 @@ internal sealed partial class MiniOsKernel
 
     private void EmitRound()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label first = a.CreateLabel();
         Label done = a.CreateLabel();
         a.inc(At(Field.Rounds));
@@ -148,12 +148,12 @@ internal sealed partial class MiniOsKernel
     /// <summary>Keeps the result and gives back all that the process had, its page tables last.</summary>
     private void EmitEndProcess()
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         a.mov(__[rbx + ProcessBlock.Result], rdi);
         a.mov(__qword_ptr[rbx + ProcessBlock.State], (int)ProcessState.Ended);
         a.mov(At(KernelVariable.Loaded), 0);
         a.mov(eax, (uint)MiniOsLayout.KernelPml4);
-        a.mov(cr3, rax);
+        a.WriteCr3(rax);
 
         a.mov(esi, (uint)MiniOsLayout.Heap);
         a.mov(ecx, (int)((MiniOsLayout.HeapLimit - MiniOsLayout.Heap) / GuestMemory.PageSize));
@@ -184,7 +184,7 @@ internal sealed partial class MiniOsKernel
     /// <summary>Gives back the page table for this address, if there is one. Clobbers rax, rcx, rdx, rsi and flags.</summary>
     private void GiveTable(ulong address)
     {
-        Assembler a = _a;
+        GuestAssembler a = _a;
         Label none = a.CreateLabel();
         a.mov(esi, (uint)address);
         a.call(_tableOf);

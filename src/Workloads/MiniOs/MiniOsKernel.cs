@@ -1,5 +1,6 @@
 using Iced.Intel;
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Workloads;
@@ -8,10 +9,14 @@ namespace VirtBench.Workloads;
 /// The kernel's code, a part a file: set-up, entries, scheduler, memory, system calls, console, the end.
 /// </summary>
 /// <remarks>
-/// It runs with interrupts off but for the HLT of the idle loop, and keeps nothing on its stack between two entries: every
+/// It runs with interrupts off but for the sleep of the idle loop, and keeps nothing on its stack between two entries: every
 /// entry from ring 3 saves the registers in the block of the process, takes the kernel stack from its top, and ends in
 /// <c>resume</c> (the same process), <c>schedule</c> (the next one that is ready) or <c>panic</c>. So one kernel stack serves
 /// all processes.
+/// <para>
+/// Built for the paravirtual interface it differs in what <see cref="GuestAssembler"/> makes of its operations, and in nothing else. The tick comes
+/// from the 8254 under both: programmed once, it takes no operation a tick but the end of the interrupt.
+/// </para>
 /// <para>
 /// RBX is the process that the entry came from; what is called, not jumped to, keeps it and says what it clobbers.
 /// </para>
@@ -24,12 +29,13 @@ namespace VirtBench.Workloads;
 /// </remarks>
 internal sealed partial class MiniOsKernel
 {
-    private readonly Assembler _a = new(64);
+    private readonly GuestAssembler _a;
     private readonly KernelText _text = new();
     private readonly int _processes;
 
-    private MiniOsKernel(int processes)
+    private MiniOsKernel(int processes, GuestInterface guestInterface)
     {
+        _a = new GuestAssembler(guestInterface);
         _processes = processes;
         _tableOf = _a.CreateLabel();
         _takeFrame = _a.CreateLabel();
@@ -60,10 +66,11 @@ internal sealed partial class MiniOsKernel
 
     /// <summary>Assembles the kernel.</summary>
     /// <param name="processes">How many processes it makes.</param>
-    public static MiniOsKernelImage Assemble(int processes)
+    /// <param name="guestInterface">What its operations on the machine are lowered to.</param>
+    public static MiniOsKernelImage Assemble(int processes, GuestInterface guestInterface)
     {
-        var kernel = new MiniOsKernel(processes);
-        Assembler a = kernel._a;
+        var kernel = new MiniOsKernel(processes, guestInterface);
+        GuestAssembler a = kernel._a;
         Label entry = a.CreateLabel("entry");
         a.Label(ref entry);
         kernel.EmitSetUp();
@@ -74,6 +81,7 @@ internal sealed partial class MiniOsKernel
         kernel.EmitRendezvous();
         kernel.EmitFinish();
         kernel.EmitConsole();
+        a.EmitOutOfLine();
 
         using var code = new MemoryStream();
         AssemblerResult assembled = a.Assemble(
@@ -99,7 +107,7 @@ internal sealed partial class MiniOsKernel
     private static AssemblerMemoryOperand Parameter(MiniOsParameter parameter) =>
         __qword_ptr[rdi + BootInformation.ParametersOffset + ((int)parameter * 8)];
 
-    /// <summary>Prints a string. Clobbers rax, rcx, rdx and rsi.</summary>
+    /// <summary>Prints a string. Clobbers rax, rcx, rdx, rsi, rdi and r11.</summary>
     private void Say(string text)
     {
         _a.mov(esi, (uint)_text.Add(text));
