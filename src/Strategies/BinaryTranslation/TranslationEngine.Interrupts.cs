@@ -129,8 +129,7 @@ internal sealed unsafe partial class TranslationEngine : IInlineInterrupts
         return
             fault.Reason == VmExitReason.PageFault
             && fault.Address - gate < 16
-            && PageWalker.Walk(Cpu, Memory, fault.Address, PageAccess.Read, commit: false)
-                is { Fault: false } page
+            && PageWalker.Walk(Cpu, Memory, fault.Address, PageAccess.Read, commit: false) is { Fault: false } page
             && Memory.Contains(page.PhysicalAddress, 1)
             ? PageFaultAt(fault.Address, PageAccess.Read)
             : new VmExit(VmExitReason.Interrupted);

@@ -106,8 +106,7 @@ internal static class KernelInterruptProbe
         MachineCode.Assemble(h, handler).CopyTo(image, (int)(handler - entry));
         const ulong presentInterruptGate = 0x8E00_0000_0000;
         const ulong codeSelector = 0x08UL << 16;
-        ulong gate =
-            presentInterruptGate | codeSelector | (handler & 0xFFFF) | ((handler & 0xFFFF_0000) << 32);
+        ulong gate = presentInterruptGate | codeSelector | (handler & 0xFFFF) | ((handler & 0xFFFF_0000) << 32);
         BitConverter.TryWriteBytes(image.AsSpan((int)(idt - entry) + ((FirstVector + Line) * 16)), gate);
         BitConverter.TryWriteBytes(image.AsSpan((int)(idtPointer - entry)), (ushort)0xFFF);
         BitConverter.TryWriteBytes(image.AsSpan((int)(idtPointer - entry) + 2), idt);

@@ -41,7 +41,9 @@ public sealed partial class VirtualMachine
 
         var service = new DiskService(disk, _engine.Clock, _engine.Capabilities.ComputedTime, delivery, Kick);
         IInterruptLine LineOf(int line) =>
-            delivery == InterruptDelivery.Direct ? (directLine ?? DirectLine)(line) : new ControllerLine(Interrupts, line);
+            delivery == InterruptDelivery.Direct
+                ? (directLine ?? DirectLine)(line)
+                : new ControllerLine(Interrupts, line);
         var ata = new AtaChannel(service, LineOf(AtaChannel.InterruptLine));
         var virtio = new VirtioBlock(service, Memory, LineOf(VirtioBlock.InterruptLine));
         Ports.Attach(ata, AtaChannel.FirstPort, AtaChannel.PortCount);

@@ -32,11 +32,4 @@ public interface IInlineInterrupts
 /// <param name="Address">Linear address of the gate, which lies in one page. The guest may write it at any time.</param>
 /// <param name="Low">The gate's first eight bytes when it was looked at: it is good only as long as it says so.</param>
 /// <param name="High">The other eight.</param>
-public readonly record struct InlineGate(
-    int Line,
-    byte Vector,
-    ulong Handler,
-    ulong Address,
-    ulong Low,
-    ulong High
-);
+public readonly record struct InlineGate(int Line, byte Vector, ulong Handler, ulong Address, ulong Low, ulong High);

@@ -92,7 +92,9 @@ public sealed class InterruptController : IIoDevice
     /// <summary>Counts what may have changed the answers to all questions.</summary>
     internal long Version { get; private set; }
 
-    /// <summary>The vector that the CPU would be given if a line rose now and nothing else did; null when it would be given none.</summary>
+    /// <summary>
+    /// The vector that the CPU would be given if a line rose now and nothing else did, to be ended by an end of interrupt; null when there is none.
+    /// </summary>
     internal byte? VectorIfRaised(int line) =>
         line < 8 ? (line == CascadeLine ? null : _master.VectorIfRaised(line))
         : _master.VectorIfRaised(CascadeLine) is null ? null
@@ -241,12 +243,15 @@ public sealed class InterruptController : IIoDevice
         /// <summary>INT: a request that is neither masked nor held back by one of its own or a higher priority in service.</summary>
         public bool Wants() => _initialized && _initialization == 0 && Next() >= 0;
 
-        /// <summary>The vector of a line that rose now; null when it would not be served next.</summary>
+        /// <summary>
+        /// The vector of a line that rose now; null when it would not be served next, or its service would end without the guest's saying so.
+        /// </summary>
         public byte? VectorIfRaised(int line) =>
             _initialized
             && _initialization == 0
             && !_poll
             && !_levelTriggered
+            && !_automaticEoi
             && (_lines & (1 << line)) == 0
             && Next(_requested | (1 << line)) == line
                 ? (byte)(_vectorBase | line)

@@ -29,7 +29,14 @@ internal sealed class PostedInterrupts
     private bool _inGuest;
     private bool _closed;
     private int _gateCount;
-    private (long Version, ulong Idt, ushort IdtLimit, ushort Cs, int Cpl, bool Nested) _armedFor = (-1, 0, 0, 0, 0, false);
+    private (long Version, ulong Idt, ushort IdtLimit, ushort Cs, int Cpl, bool Nested) _armedFor = (
+        -1,
+        0,
+        0,
+        0,
+        0,
+        false
+    );
 
     public PostedInterrupts(VirtualCpu cpu, GuestMemory memory, InterruptController controller, IExecutionEngine engine)
     {
@@ -97,8 +104,9 @@ internal sealed class PostedInterrupts
                 return;
             }
 
+            // Behind one that guest code has been told of nothing of the line comes before that one's end of interrupt, which is an exit.
             _raised |= bit;
-            if (_inGuest)
+            if (_inGuest && (_inline & bit) == 0)
             {
                 _inGuest = false; // one kick will do
                 _engine.Kick();
@@ -228,7 +236,8 @@ internal sealed class PostedInterrupts
     public long RequestsPast(int line) => Interlocked.Read(ref _requests[line]);
 
     /// <summary>Of these, how many the guest has not taken yet as far as that can be seen.</summary>
-    public bool IsWaiting(int line) => _hypercalls is { } hypercalls && (hypercalls.WaitingDirectLines & (1UL << line)) != 0;
+    public bool IsWaiting(int line) =>
+        _hypercalls is { } hypercalls && (hypercalls.WaitingDirectLines & (1UL << line)) != 0;
 
     /// <summary>Interrupts that have gone without an exit.</summary>
     public long Direct(int line) => Interlocked.Read(ref _direct[line]);

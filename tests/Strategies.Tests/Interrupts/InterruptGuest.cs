@@ -48,10 +48,7 @@ internal sealed class InterruptGuest : IDisposable
         string? reason = found.UnavailableReason() ?? found.WhyNotDelivered(delivery);
         Assert.SkipWhen(reason is not null, reason ?? "");
         IExecutionEngine engine = null!;
-        Machine = new VirtualMachine(
-            16 << 20,
-            (cpu, memory) => engine = found.CreateEngine(cpu, memory, delivery)
-        );
+        Machine = new VirtualMachine(16 << 20, (cpu, memory) => engine = found.CreateEngine(cpu, memory, delivery));
         Engine = engine;
         Source = Machine.ConnectInterrupt(Line, delivery);
         var a = new Assembler(64);
