@@ -249,7 +249,7 @@ internal unsafe struct ControlPage
     [FieldOffset(0x100)]
     public fixed ulong Registers[16];
 
-    /// <summary>RFLAGS at a callout and at the entry that follows.</summary>
+    /// <summary>RFLAGS at a callout from translated code, and at the entry that follows any.</summary>
     [FieldOffset(0x180)]
     public ulong Flags;
 
@@ -383,7 +383,7 @@ internal static class CarrierReport
     public const int Callout = -3;
 
     /// <summary>
-    /// Directly executed code has come to the gate: as <see cref="Callout"/>, and RCX is where the guest goes on.
+    /// Directly executed code has come to the gate: as <see cref="Callout"/>, but RCX is where the guest goes on and R11 its RFLAGS.
     /// </summary>
     public const int Hypercall = -4;
 

@@ -143,7 +143,7 @@ public sealed partial class VirtualMachine
 
                 case VmExitReason.Hypercall:
                     reason = TrapReason.Hypercall;
-                    dispatched = clock.Ticks;
+                    dispatched = seen; // there is nothing to decode, and a reading of the clock would be a share of the whole
                     HandleHypercall();
                     break;
 

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Devices;
@@ -22,6 +23,7 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     public const int MaximumBatch = 512;
 
     private const ulong Nothing = ulong.MaxValue;
+    private const int UpdatesAtATime = 64;
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
@@ -300,20 +302,51 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
             return -HypercallError.BadAddress;
         }
 
-        for (ulong i = 0; i < count; i++)
+        Span<PageTableUpdate> updates = stackalloc PageTableUpdate[UpdatesAtATime];
+        long result = (long)count;
+        for (ulong done = 0; done < count && result >= 0; )
         {
-            PageTableUpdate update = _memory.Read<PageTableUpdate>(records + (i * size));
-            if (update.Entry % sizeof(ulong) != 0 || !_memory.Contains(update.Entry, sizeof(ulong)))
-            {
-                FlushAll();
-                return update.Entry % sizeof(ulong) != 0 ? -HypercallError.Invalid : -HypercallError.BadAddress;
-            }
-
-            _memory.Write(update.Entry, update.Value);
+            Span<PageTableUpdate> part = updates[..(int)Math.Min(count - done, UpdatesAtATime)];
+            _memory.Read(records + (done * size), MemoryMarshal.AsBytes(part));
+            done += (ulong)part.Length;
+            result = UpdatePageTables(part, result);
         }
 
         FlushAll();
-        return (long)count;
+        return result;
+    }
+
+    // Neighbouring entries are written as one: what is derived from them is looked for once.
+    private long UpdatePageTables(ReadOnlySpan<PageTableUpdate> updates, long result)
+    {
+        Span<ulong> values = stackalloc ulong[UpdatesAtATime];
+        for (int i = 0; i < updates.Length; )
+        {
+            ulong first = updates[i].Entry;
+            if (first % sizeof(ulong) != 0)
+            {
+                return -HypercallError.Invalid;
+            }
+
+            int length = 0;
+            while (
+                i < updates.Length
+                && updates[i].Entry == first + ((ulong)length * sizeof(ulong))
+                && _memory.Contains(updates[i].Entry, sizeof(ulong))
+            )
+            {
+                values[length++] = updates[i++].Value;
+            }
+
+            if (length == 0)
+            {
+                return -HypercallError.BadAddress;
+            }
+
+            _memory.Write(first, MemoryMarshal.AsBytes(values[..length]));
+        }
+
+        return result;
     }
 
     // Which linear addresses an entry serves is not the guest's to say here.
