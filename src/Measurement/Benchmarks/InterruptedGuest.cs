@@ -24,11 +24,13 @@ internal sealed unsafe class InterruptedGuest : IDisposable
     private const ulong Stack = 0x28_0000;
     private const int Line = 5;
     private const byte FirstVector = 0x20;
+    private const double LongestNanoseconds = 20e9; // so that an interrupt that is lost does not hang the suite
 
     private readonly VirtualMachine _machine;
     private readonly InterruptSource _source;
     private readonly CancellationTokenSource _ended = new();
     private readonly Thread _vcpu;
+    private readonly bool _asleep;
     private readonly ulong* _words; // interrupts so far, and rounds of the program
     private RunOutcome? _outcome;
 
@@ -38,6 +40,7 @@ internal sealed unsafe class InterruptedGuest : IDisposable
     /// <exception cref="PlatformNotSupportedException">This host cannot run the strategy; the message says why.</exception>
     public InterruptedGuest(Strategy strategy, bool asleep)
     {
+        _asleep = asleep;
         if (strategy.UnavailableReason() is { } reason)
         {
             throw new PlatformNotSupportedException(reason);
@@ -92,12 +95,13 @@ internal sealed unsafe class InterruptedGuest : IDisposable
     public double Interrupt()
     {
         ulong before = Count;
+        ulong rounds = Rounds;
         ulong start = HostClock.Instance.Ticks;
         _source.Pulse();
         SpinUntil(() => Count != before);
         ulong end = HostClock.Instance.Ticks;
-        ulong rounds = Rounds;
-        SpinUntil(() => Rounds > rounds + 1);
+        ulong wanted = (_asleep ? rounds : Rounds) + 2; // one behind the sleep, one before the next
+        SpinUntil(() => Rounds >= wanted);
         return (end - start) * (1e9 / HostClock.Instance.TicksPerSecond);
     }
 
@@ -131,11 +135,18 @@ internal sealed unsafe class InterruptedGuest : IDisposable
     private void SpinUntil(Func<bool> reached)
     {
         const int turns = 50;
+        double latest = HostClock.Instance.Nanoseconds + LongestNanoseconds;
         for (int i = 0; !reached(); i++)
         {
             if (i % turns == turns - 1)
             {
                 _ = Thread.Yield();
+                if (HostClock.Instance.Nanoseconds > latest)
+                {
+                    throw new InvalidOperationException(
+                        $"an interrupt does not get to the guest, which has counted {Count}"
+                    );
+                }
             }
 
             if (_outcome is { } outcome)
