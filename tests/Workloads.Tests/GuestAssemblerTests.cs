@@ -289,7 +289,7 @@ public sealed class GuestAssemblerTests
         Buffer.BlockCopy(data ?? [], 0, bytes, 0, bytes.Length);
 
         Strategy strategy = StrategyCatalog.Find(
-            guestInterface == GuestInterface.Native ? "simulated-trap-and-emulate" : "simulated-paravirtual"
+            guestInterface == GuestInterface.Native ? "simulated-binary-translation" : "simulated-paravirtual"
         )!;
         using var machine = new VirtualMachine(4 << 20, strategy.CreateEngine);
         machine.Serial.Transmitted = value => console?.Add(value);
