@@ -188,11 +188,11 @@ internal static class ParavirtualGuests
 [SupportedOSPlatform("linux")]
 internal static class ParavirtualComparison
 {
-    private const int Windows = 400;
-    private const int WarmUpWindows = 100;
+    private const int Windows = 200;
+    private const int WarmUpWindows = 50;
     private const int Calls = 1_000;
     private const int HandOffs = 200;
-    private const int Loops = 100_000;
+    private const int Loops = 20_000;
     private const int Unrolled = 8;
     private const int Updates = 100;
     private const int Batch = 32;

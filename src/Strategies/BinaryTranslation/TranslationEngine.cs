@@ -20,6 +20,9 @@ internal sealed record TranslationOptions
     /// <summary>See <see cref="BlockTranslator.CountsLookups"/>.</summary>
     public bool CountLookups { get; init; }
 
+    /// <summary>Ring-0 code looks for interrupts and delivers them.</summary>
+    public bool DeliverInline { get; init; }
+
     /// <summary>Return to the guest by XRSTOR and IRETQ instead of rt_sigreturn.</summary>
     public required bool ReturnByIret { get; init; }
 
@@ -72,7 +75,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             options.CodeCacheSize
         )
     {
-        _translator = new BlockTranslator(this) { CountsLookups = options.CountLookups };
+        _translator = new BlockTranslator(this) { CountsLookups = options.CountLookups, Polls = options.DeliverInline };
+        _deliversInline = options.DeliverInline;
         _shadow = (CachedShadow)Shadow;
         _shadow.CodeWritten = CodeWritten;
     }
@@ -200,7 +204,17 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 }
 
                 Enter(carrier, cache, block, windowWanted);
+                if (_deliversInline)
+                {
+                    BeginInline(carrier.Control);
+                }
+
                 ResumeAndWait(carrier);
+                if (_deliversInline)
+                {
+                    EndInline(carrier.Control);
+                }
+
                 VmExit? exit = Leave(carrier, cache);
                 if (_stepping)
                 {
@@ -408,6 +422,11 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
 
         VmExit exit = ClassifyFault(signal, frame);
+        if (_inDelivery && exit.Reason != VmExitReason.Failed)
+        {
+            return UndeliveredBy(exit);
+        }
+
         return readsCode && exit.Reason == VmExitReason.PageFault
             ? PageFaultAt(exit.Address, PageAccess.Execute)
             : exit;
@@ -458,6 +477,9 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 return new VmExit(VmExitReason.Exception, Vector.InvalidOpcode);
             case SiteKind.Window:
                 return new VmExit(VmExitReason.InterruptWindow);
+            case SiteKind.Undelivered:
+                Cpu.Rip = control->LookupTarget;
+                return new VmExit(VmExitReason.Interrupted);
             case SiteKind.SteppedIndirectly:
                 return BranchTo(control->LookupTarget, cache.IndirectBranches[(int)site.Rip])
                     ?? new VmExit(VmExitReason.Stepped);
@@ -510,6 +532,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     {
         stepped = false;
         readsCode = false;
+        _inDelivery = false;
         ulong distance = host - CarrierLayout.CodeCache;
         if (distance >= CarrierLayout.MaximumCodeCacheSize)
         {
@@ -526,7 +549,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 
             Cpu.Rip = site.Kind switch
             {
-                SiteKind.SteppedIndirectly => control->LookupTarget,
+                SiteKind.SteppedIndirectly or SiteKind.Undelivered => control->LookupTarget,
                 SiteKind.Indirect when cache.IndirectBranches[(int)site.Rip] is { Pops: > 0 } branch => branch.Rip,
                 SiteKind.Indirect => control->LookupTarget,
                 _ => site.Rip,
@@ -538,6 +561,12 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         if (!cache.Recovery.TryFind(offset, out RecoveryPoint point))
         {
             return false;
+        }
+
+        if (point.Source is RipSource.Delivery or RipSource.Delivered)
+        {
+            RecoverDelivery(control, point.Source);
+            return true;
         }
 
         ulong rcx = Cpu[Gpr.Rcx];

@@ -7,6 +7,7 @@ using VirtBench.Strategies.Native;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.Carrier;
@@ -102,6 +103,9 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
     /// <inheritdoc/>
     public virtual void RequestInterruptWindow() =>
         throw new NotSupportedException("this engine leaves events to the core");
+
+    /// <inheritdoc/>
+    public virtual IInlineInterrupts? InlineInterrupts => null;
 
     /// <inheritdoc/>
     public virtual bool ObserveTranslation(ITranslationObserver? observer) => false;

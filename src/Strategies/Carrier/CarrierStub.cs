@@ -167,8 +167,7 @@ internal sealed class CarrierStub
     public ulong CalloutAddress { get; }
 
     /// <summary>
-    /// Where a hypercall of directly executed code goes: RCX is where the guest goes on, R11 is lost, every other register and flag is the
-    /// guest's.
+    /// Where a hypercall of directly executed code goes: RCX is where the guest goes on, R11 becomes RFLAGS, every other register is the guest's.
     /// </summary>
     public ulong GateAddress { get; }
 
@@ -423,21 +422,26 @@ internal sealed class CarrierStub
         _a.jmp(_publish);
     }
 
-    // From guest code, which has no way to know what may be clobbered but what a hypercall may: R11. Its first instruction touches nothing
-    // else, so that a guest which single-steps itself is found there as it was.
+    // From guest code. RCX is where it goes on, and R11 becomes its flags, as with SYSCALL: the lines of the registers are all that has to get
+    // to the other core. The first instruction touches R11 alone, so that a guest which single-steps itself is found there as it was.
     private void Gate()
     {
+        const int flags = 11;
         _a.Label(ref _gate);
         _a.mov(r11, CarrierLayout.Control);
         for (int i = 0; i < GeneralRegisters.Length; i++)
         {
-            _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.Registers)) + (8 * i)], GeneralRegisters[i]);
+            if (i != flags)
+            {
+                _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.Registers)) + (8 * i)], GeneralRegisters[i]);
+            }
         }
 
         _a.mov(rbx, r11);
         _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.pushfq();
-        _a.pop(Quad(nameof(ControlPage.Flags)));
+        _a.pop(r11);
+        _a.mov(Quad(nameof(ControlPage.Registers), flags), r11);
         _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Hypercall);
         _a.cld();
         _a.jmp(_publish);

@@ -6,6 +6,7 @@ using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 using VirtBench.Vmm.Paravirtual;
 
@@ -27,6 +28,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private readonly GuestMemory _memory;
     private readonly KvmMachine _machine;
     private readonly KvmStatistics? _statistics;
+    private readonly KernelInterrupts? _kernelInterrupts;
     private readonly Lock _kickGate = new();
     private readonly string _module;
     private readonly int[] _kickWord = GC.AllocateArray<int>(16, pinned: true);
@@ -56,6 +58,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <param name="capabilities">What to say of the engine; the counters' names are put in here.</param>
     /// <param name="keepsClock">KVM may keep the paravirtual clock of a guest.</param>
     /// <param name="without">For tests: takes away from what /dev/kvm offers.</param>
+    /// <param name="kernelInterrupts">Interrupt controllers and timer are the kernel's, see <see cref="KernelInterrupts"/>.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
     public HardwareEngine(
         VirtualCpu cpu,
@@ -63,7 +66,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         string module,
         EngineCapabilities capabilities,
         bool keepsClock = false,
-        Func<KvmCapabilities, KvmCapabilities>? without = null
+        Func<KvmCapabilities, KvmCapabilities>? without = null,
+        bool kernelInterrupts = false
     )
     {
         _cpu = cpu;
@@ -72,7 +76,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         _keepsClock = keepsClock;
         _kicked = (int*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_kickWord));
         KickSignal.Install();
-        _machine = new KvmMachine(memory, without);
+        _machine = new KvmMachine(memory, without, kernelInterrupts);
+        _kernelInterrupts = kernelInterrupts ? new KernelInterrupts(_machine) : null;
         try
         {
             _statistics = KvmStatistics.Open(_machine);
@@ -91,6 +96,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
 
     /// <inheritdoc/>
     public IEngineClock Clock => HostClock.Instance;
+
+    /// <inheritdoc/>
+    public IKernelInterrupts? KernelInterrupts => _kernelInterrupts;
 
     /// <inheritdoc/>
     public void AttachThread()
@@ -380,6 +388,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             _disposed = true;
             _timer?.Dispose();
             _statistics?.Dispose();
+            _kernelInterrupts?.Dispose();
             _machine.Dispose();
         }
     }

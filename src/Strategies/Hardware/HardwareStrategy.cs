@@ -35,7 +35,15 @@ public abstract class KvmStrategy : Strategy
     public override string? UnavailableReason() => KvmHost.Current.UnavailableReason;
 
     /// <inheritdoc/>
-    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
+    public override string? WhyNotDelivered(InterruptDelivery delivery) =>
+        delivery == InterruptDelivery.Direct ? KernelInterruptProbe.WhyNot : null;
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
+        CreateEngine(cpu, memory, InterruptDelivery.Exit);
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory, InterruptDelivery delivery)
     {
         KvmHost host = KvmHost.Current;
         if (!OperatingSystem.IsLinux() || host.UnavailableReason is not null)
@@ -64,7 +72,8 @@ public abstract class KvmStrategy : Strategy
                         : $"; paravirtual clock by the VMM, since {ownClock}"
                     ),
             },
-            keepsClock: paravirtual && ownClock is null
+            keepsClock: paravirtual && ownClock is null,
+            kernelInterrupts: delivery == InterruptDelivery.Direct
         );
     }
 }

@@ -334,7 +334,7 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine, IExe
     private VmExit LeaveByGate(CarrierProcess carrier)
     {
         LeaveByCallout(carrier);
-        TakeFlags(carrier.Control->Flags);
+        TakeFlags(Cpu[11]);
         return Hypercall();
     }
 
