@@ -11,8 +11,9 @@ namespace VirtBench.Vmm.Paravirtual;
 /// <code>
 /// 0    an entry that leaves the guest: NOPs, mov eax, number, the engine's exit, and at 27 what follows it
 ///      or one that does not: jmp to its body
-/// 400h bodies, 128 bytes apart: the same code whatever the engine
+/// 400h bodies, 128 bytes apart, and in each one's second half what goes with its exit: the same code whatever the engine
 /// </code>
+/// InterruptReturn keeps every register: RAX, RCX and R11 are pushed in its second half before its exit, which is an entry of its own.
 /// Where guest ring 0 runs on the hardware's terms, it does for itself what it can: there MOV to CR3 costs less than a way to the VMM.
 /// </summary>
 /// <remarks>
@@ -41,6 +42,9 @@ public static class HypercallPage
     private const int Bodies = 0x400;
     private const int BodySize = 0x80;
     private const int BlockEnd = Bodies + ((int)HypercallNumber.Block * BodySize) + (BodySize / 2);
+    private const int ReturnStart = Bodies + ((int)HypercallNumber.InterruptReturn * BodySize) + (BodySize / 2);
+    private const int ReturnExit = (Count + 1) * EntrySize;
+    private const int EntriesEnd = ReturnExit + EntrySize;
 
     private static readonly AssemblerMemoryOperand Mask = __qword_ptr[PhysicalLayout.SharedInfoPage];
 
@@ -67,11 +71,23 @@ public static class HypercallPage
             {
                 Place(page, number * EntrySize, EntrySize, a => a.jmp(AddressOf(Bodies + (number * BodySize))));
             }
+            else if (number == (int)HypercallNumber.InterruptReturn)
+            {
+                Place(page, number * EntrySize, EntrySize, a => a.jmp(AddressOf(ReturnStart)));
+            }
             else
             {
-                Place(page, number * EntrySize, EntrySize, a => Leave(a, (HypercallNumber)number, engine));
+                Place(
+                    page,
+                    number * EntrySize,
+                    EntrySize,
+                    a => Leave(a, (HypercallNumber)number, number * EntrySize, engine)
+                );
             }
         }
+
+        Place(page, ReturnStart, BodySize / 2, SaveForReturn);
+        Place(page, ReturnExit, EntrySize, a => Leave(a, HypercallNumber.InterruptReturn, ReturnExit, engine));
 
         Place(
             page,
@@ -108,7 +124,7 @@ public static class HypercallPage
     internal static ulong GoOnFrom(ulong rip)
     {
         ulong offset = rip - PhysicalLayout.HypercallPage;
-        return offset < (Count + 1) * EntrySize && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
+        return offset < EntriesEnd && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
     }
 
     private static ulong AddressOf(int offset) => PhysicalLayout.HypercallPage + (ulong)offset;
@@ -129,9 +145,9 @@ public static class HypercallPage
         code.ToArray().CopyTo(page, offset);
     }
 
-    private static void Leave(Assembler a, HypercallNumber number, IExecutionEngine engine)
+    private static void Leave(Assembler a, HypercallNumber number, int entry, IExecutionEngine engine)
     {
-        ulong end = EntryOf(number) + Behind;
+        ulong end = AddressOf(entry + Behind);
         byte[] exit = new byte[MaximumExitLength];
         int length = engine.EncodeHypercall(exit, end);
         a.nop(MaximumExitLength - length);
@@ -145,6 +161,15 @@ public static class HypercallPage
         {
             a.ret();
         }
+    }
+
+    // The VMM takes them back from there: an exit clobbers them.
+    private static void SaveForReturn(Assembler a)
+    {
+        a.push(rax);
+        a.push(rcx);
+        a.push(r11);
+        a.jmp(AddressOf(ReturnExit));
     }
 
     // What guest ring 0 can do by itself.

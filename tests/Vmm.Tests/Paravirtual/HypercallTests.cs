@@ -305,7 +305,7 @@ public sealed class HypercallTests : IDisposable
     {
         VirtualMachine vm = Boot();
         ulong stack = PhysicalLayout.StackTop - 0x100;
-        ulong[] frame = [0xDEAD, 0, Code, 8, Rflags.AlwaysSet | Rflags.If, stack + 0x80, 0x10];
+        ulong[] frame = [11, 12, 13, 0xDEAD, 0, Code, 8, Rflags.AlwaysSet | Rflags.If, stack + 0x80, 0x10];
         for (int i = 0; i < frame.Length; i++)
         {
             vm.Memory.Write(stack + ((ulong)i * 8), frame[i]);
@@ -321,6 +321,7 @@ public sealed class HypercallTests : IDisposable
         {
             Assert.Equal(Code, cpu.Rip);
             Assert.Equal(stack + 0x80, cpu.Rsp);
+            Assert.Equal((11UL, 12UL, 13UL), (cpu[Gpr.R8 + 3], cpu[Gpr.Rcx], cpu.Rax)); // as the page has saved them
             return new VmExit(VmExitReason.PrivilegedInstruction);
         });
         Assert.Equal(RunEnd.Exited, Run(vm).End);
@@ -332,8 +333,8 @@ public sealed class HypercallTests : IDisposable
     {
         VirtualMachine vm = Boot();
         ulong stack = PhysicalLayout.StackTop - 0x100;
-        vm.Memory.Write(stack + 16, 0x8000_0000_0000_0000UL); // RIP: not canonical
-        vm.Memory.Write(stack + 24, 8UL);
+        vm.Memory.Write(stack + 40, 0x8000_0000_0000_0000UL); // RIP: not canonical
+        vm.Memory.Write(stack + 48, 8UL);
         _engine.Script.Enqueue(cpu =>
         {
             cpu.Rsp = stack;
