@@ -249,10 +249,10 @@ public sealed class RunSession
                 .. options.Workloads.Select(workload => new WorkloadEntry(
                     workload.Id,
                     workload.Operation(GuestInterface.Native).Instruction,
-                    workload.Description,
-                    workload.Operation(GuestInterface.Paravirtual).Instruction
+                    workload.Description
                 )
                 {
+                    ParavirtualOperation = workload.Operation(GuestInterface.Paravirtual).Instruction,
                     DiskServiceNanoseconds = workload.Disk?.ServiceNanoseconds,
                 }),
             ],

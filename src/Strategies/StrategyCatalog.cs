@@ -19,10 +19,13 @@ public static class StrategyCatalog
             new NativeStrategy(),
             shadow is { } policy ? new TrapAndEmulateStrategy { Shadow = policy } : new TrapAndEmulateStrategy(),
             new BinaryTranslationStrategy(),
+            new ParavirtualStrategy(),
             new HardwareStrategy(),
+            new HardwareParavirtualStrategy(),
             new SimulatedNativeStrategy(profile),
             new SimulatedTrapAndEmulateStrategy(profile),
             new SimulatedBinaryTranslationStrategy(profile),
+            new SimulatedParavirtualStrategy(profile),
         ];
 
     /// <summary>

@@ -93,6 +93,7 @@ public sealed class ExecFacts
                 "kernel_statistics",
                 "translation",
                 "interrupts",
+                "disk",
                 "faithful",
                 "notes",
                 "time_source",
@@ -116,6 +117,73 @@ public sealed class ExecFacts
         Assert.Equal(0, region.GetProperty("traps").GetInt64());
         Assert.Equal(5, root.GetProperty("exits").GetProperty("port-io").GetInt64()); // four bytes and the exit port
         Assert.Equal(3, root.GetProperty("exits").GetProperty("region-marker").GetInt64());
+    }
+
+    // FLUSH CACHE, and the status until it is done; AL holds it then.
+    private static void FlushDisk(Assembler a)
+    {
+        Label busy = a.CreateLabel();
+        a.mov(edx, 0x1F6);
+        a.mov(al, 0xE0);
+        a.@out(dx, al);
+        a.inc(edx);
+        a.mov(al, 0xE7);
+        a.@out(dx, al);
+        a.Label(ref busy);
+        a.@in(al, dx);
+        a.test(al, 0x80);
+        a.jnz(busy);
+        a.@out(0xF4, al);
+    }
+
+    [Fact]
+    public void A_guest_with_a_disk_gets_an_account_of_it()
+    {
+        string[] options = ["--disk-ram", "1", "--disk-service-time-us", "50", "--disk-queue-depth", "1"];
+        Call call = Exec(GuestFile.Of(FlushDisk), Simulated, [.. options, "--json"]);
+        Assert.Equal((0x50, ""), (call.ExitCode, call.Error));
+        using var json = JsonDocument.Parse(call.Output);
+        JsonElement disk = json.RootElement.GetProperty("disk");
+        Assert.Equal(
+            [
+                "requests",
+                "completions",
+                "errors",
+                "bytes_read",
+                "bytes_written",
+                "flushes",
+                "interrupts",
+                "latency_total_ns",
+                "latency_maximum_ns",
+            ],
+            disk.EnumerateObject().Select(field => field.Name)
+        );
+        Assert.Equal(1, disk.GetProperty("flushes").GetInt32());
+        Assert.Equal(50_000, disk.GetProperty("latency_maximum_ns").GetDouble(), 1.0);
+        Assert.Contains(
+            "disk: 1 of 1 requests, 0 errors",
+            Exec(GuestFile.Of(FlushDisk), Simulated, options).Output,
+            StringComparison.Ordinal
+        );
+    }
+
+    [Fact]
+    public void A_file_that_cannot_be_a_disk_is_refused_before_the_guest_runs()
+    {
+        using var folder = new TemporaryFolder();
+        byte[] guest = GuestFile.Of(FlushDisk);
+        Exec(guest, Simulated, "--disk", folder.At("missing"))
+            .AssertFails(ExitCode.GuestNotRun, "missing does not exist");
+        Exec(guest, Simulated, "--disk", folder.FullPath).AssertFails(ExitCode.GuestNotRun, "is a directory");
+        Exec(guest, Simulated, "--disk", folder.Write("small", new byte[511]))
+            .AssertFails(ExitCode.GuestNotRun, "at least one sector");
+        Exec(guest, Simulated, "--disk", "/dev/zero", "--disk-read-only")
+            .AssertFails(ExitCode.GuestNotRun, "not a regular file");
+        string good = folder.Write("good", new byte[1024]);
+        Assert.Equal(0x50, Exec(guest, Simulated, "--disk", good).ExitCode);
+        Assert.Equal(0x50, Exec(guest, Simulated, "--disk", good, "--disk-read-only").ExitCode);
+        Exec(guest, Simulated, "--disk", good, "--ram", "4096")
+            .AssertFails(ExitCode.GuestNotRun, "at most 3328 MiB of RAM");
     }
 
     [Theory]
@@ -466,6 +534,16 @@ public sealed class ExecFacts
     [InlineData("--param 0x", "--param 0x: give a number")]
     [InlineData("--param 0x10000000000000000", "--param 0x10000000000000000: give a number")]
     [InlineData("--param 18446744073709551616", "--param 18446744073709551616: give a number")]
+    [InlineData("--disk a --disk-ram 1", "--disk and --disk-ram: a guest has one disk")]
+    [InlineData("--disk-read-only", "--disk-read-only says something of a disk: give --disk or --disk-ram as well")]
+    [InlineData("--disk-jitter 0.5", "--disk-jitter says something of a disk")]
+    [InlineData("--disk-ram 1 --disk-read-only", "--disk-read-only is for --disk")]
+    [InlineData("--disk-ram 0", "--disk-ram 0: give 1 to 16384 MiB")]
+    [InlineData("--disk-ram lots", "--disk-ram lots: give 1 to 16384 MiB")]
+    [InlineData("--disk-ram 1 --disk-service-time-us -1", "--disk-service-time-us -1: give 0 to 10000000 µs")]
+    [InlineData("--disk-ram 1 --disk-service-time-us NaN", "--disk-service-time-us NaN: give 0 to 10000000 µs")]
+    [InlineData("--disk-ram 1 --disk-jitter 1.1", "--disk-jitter 1.1: give a fraction, 0 to 1")]
+    [InlineData("--disk-ram 1 --disk-queue-depth 0", "--disk-queue-depth 0: give 1 to 1024")]
     [InlineData("--nonsense", "there is no '--nonsense' here")]
     [InlineData("--ram", "--ram")]
     public void A_senseless_option_is_bad_usage(string options, string says) =>

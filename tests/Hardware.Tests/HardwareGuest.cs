@@ -143,7 +143,7 @@ internal sealed class HardwareGuest : IDisposable
         }
 
         var capabilities = new EngineCapabilities { DeliversEvents = true, TimeSource = "test" };
-        return new HardwareEngine(cpu, memory, "kvm", capabilities, without);
+        return new HardwareEngine(cpu, memory, "kvm", capabilities, without: without);
     }
 
     public RunOutcome Run(TimeSpan? timeout = null) => Machine.Run(timeout ?? Ample, CancellationToken.None);

@@ -20,6 +20,7 @@ public static class BenchmarkSuites
                 typeof(KickBenchmarks),
                 typeof(HardwareExitBenchmarks),
                 typeof(TranslationBenchmarks),
+                typeof(ParavirtualBenchmarks),
                 typeof(InterpreterBenchmarks),
             ]
             : [typeof(InterpreterBenchmarks)];
@@ -55,6 +56,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TranslationBenchmarks))))
         {
             TranslationComparison.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(ParavirtualBenchmarks))))
+        {
+            ParavirtualComparison.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));

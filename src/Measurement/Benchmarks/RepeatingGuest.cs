@@ -4,6 +4,8 @@ using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
+using VirtBench.Workloads;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Measurement.Benchmarks;
@@ -22,7 +24,12 @@ internal sealed class RepeatingGuest : IDisposable
     /// A guest that repeats what <paramref name="body"/> assembles, after <paramref name="first"/> once; R15 is the loop's.
     /// </summary>
     /// <exception cref="PlatformNotSupportedException">This host cannot run the strategy; the message says why.</exception>
-    public RepeatingGuest(Strategy strategy, int count, Action<Assembler> body, Action<Assembler>? first = null)
+    public RepeatingGuest(
+        Strategy strategy,
+        int count,
+        Action<GuestAssembler> body,
+        Action<GuestAssembler>? first = null
+    )
     {
         if (strategy.UnavailableReason() is { } reason)
         {
@@ -30,7 +37,7 @@ internal sealed class RepeatingGuest : IDisposable
         }
 
         _machine = new VirtualMachine(64 << 20, strategy.CreateEngine);
-        Load(_machine, count, body, first);
+        Load(_machine, count, body, first, strategy.Interface);
     }
 
     public GuestMemory Memory => _machine.Memory;
@@ -39,9 +46,15 @@ internal sealed class RepeatingGuest : IDisposable
     public TrapLedger Ledger => _machine.Ledger;
 
     /// <summary>Puts the guest into a machine.</summary>
-    public static void Load(VirtualMachine machine, int count, Action<Assembler> body, Action<Assembler>? first = null)
+    public static void Load(
+        VirtualMachine machine,
+        int count,
+        Action<GuestAssembler> body,
+        Action<GuestAssembler>? first = null,
+        GuestInterface guestInterface = GuestInterface.Native
+    )
     {
-        var a = new Assembler(64);
+        var a = new GuestAssembler(guestInterface);
         Label forever = a.CreateLabel();
         Label again = a.CreateLabel();
         first?.Invoke(a);
@@ -53,9 +66,12 @@ internal sealed class RepeatingGuest : IDisposable
         a.jne(again);
         a.hlt();
         a.jmp(forever);
+        a.EmitOutOfLine();
         byte[] code = MachineCode.Assemble(a, Entry);
         var segment = new ImageSegment(Entry, code, (ulong)code.Length, Executable: true);
-        machine.Load(new GuestImage("benchmark", Entry, [segment]), new BootOptions());
+        machine.Load(
+            new GuestImage("benchmark", Entry, [segment]), new BootOptions { Paravirtual = guestInterface == GuestInterface.Paravirtual }
+        );
     }
 
     public void Run()

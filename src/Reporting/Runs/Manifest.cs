@@ -32,14 +32,11 @@ public sealed record HoleEntry(string Instruction, string Effect);
 /// <param name="Id">Workload id.</param>
 /// <param name="SensitiveInstruction">The sensitive instruction as an assembler writes it; null when there is none.</param>
 /// <param name="Description">One line.</param>
-/// <param name="ParavirtualOperation">What a guest of the paravirtual interface does in its place; null also in older runs.</param>
-public sealed record WorkloadEntry(
-    string Id,
-    string? SensitiveInstruction,
-    string Description,
-    string? ParavirtualOperation = null
-)
+public sealed record WorkloadEntry(string Id, string? SensitiveInstruction, string Description)
 {
+    /// <summary>What a guest of the paravirtual interface does in the instruction's place; null also in older runs.</summary>
+    public string? ParavirtualOperation { get; init; }
+
     /// <summary>Stated mean service time of a request, in nanoseconds, where the workload has a disk; null without one.</summary>
     public double? DiskServiceNanoseconds { get; init; }
 }

@@ -1,6 +1,7 @@
 using VirtBench.Strategies.Carrier;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.BinaryTranslation;
@@ -62,7 +63,14 @@ public sealed class BinaryTranslationStrategy : Strategy
     public override string? UnavailableReason() => Probe.UnavailableReason;
 
     /// <inheritdoc/>
-    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory)
+    public override string? WhyNotDelivered(InterruptDelivery delivery) => null;
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory) =>
+        CreateEngine(cpu, memory, InterruptDelivery.Exit);
+
+    /// <inheritdoc/>
+    public override IExecutionEngine CreateEngine(VirtualCpu cpu, GuestMemory memory, InterruptDelivery delivery)
     {
         if (!OperatingSystem.IsLinux() || UnavailableReason() is not null)
         {
@@ -76,6 +84,7 @@ public sealed class BinaryTranslationStrategy : Strategy
             {
                 CodeCacheSize = CodeCacheSize,
                 CountLookups = CountsLookups,
+                DeliverInline = delivery == InterruptDelivery.Direct,
                 ReturnByIret = Probe.IretRefusal is null,
                 TimeSource =
                     "measured on this host; exits are calls out of translated code through shared memory, faults are signals",

@@ -31,6 +31,9 @@ internal enum SiteKind : byte
     /// branch's number.
     /// </summary>
     Indirect,
+
+    /// <summary>The guest is at the address in <see cref="ControlPage.LookupTarget"/>, and an interrupt waits that translated code cannot deliver.</summary>
+    Undelivered,
 }
 
 /// <summary>One way out of a block.</summary>

@@ -11,6 +11,17 @@ internal sealed unsafe partial class BlockTranslator
     private void EmitConditionalJump(in Decoded decoded)
     {
         int condition = (int)decoded.Instruction.ConditionCode - (int)ConditionCode.o;
+        ulong target = decoded.Instruction.NearBranchTarget;
+        if (PollsBefore(target, decoded.Instruction.IP))
+        {
+            _w.Bytes((byte)(0x70 | (Conditions[condition] ^ 1)), 0); // not taken
+            int over = _w.Offset - 1;
+            EmitPollingLink(target);
+            _w.PatchShortToHere(over);
+            Mark(decoded.Instruction.NextIP);
+            return;
+        }
+
         int jump = _w.JumpIf(Conditions[condition], CarrierLayout.CodeCache);
         PointToStub(decoded.Instruction.NearBranchTarget, jump);
     }
@@ -49,6 +60,16 @@ internal sealed unsafe partial class BlockTranslator
         _w.Bytes(decoded.Bytes, length - 1);
         _w.Byte(2);
         Mark(decoded.Instruction.NextIP);
+        if (PollsBefore(decoded.Instruction.NearBranchTarget, decoded.Instruction.IP))
+        {
+            _w.Bytes(0xEB, 0);
+            int over = _w.Offset - 1;
+            EmitPollingLink(decoded.Instruction.NearBranchTarget);
+            _w.PatchShortToHere(over);
+            Mark(decoded.Instruction.NextIP);
+            return;
+        }
+
         _w.Bytes(0xEB, 5);
         Mark(decoded.Instruction.NearBranchTarget);
         int jump = _w.Jump(CarrierLayout.CodeCache);
@@ -83,6 +104,11 @@ internal sealed unsafe partial class BlockTranslator
         ulong rip = decoded.Instruction.IP;
         _w.Store(SavedRcx, Gpr.Rcx);
         Mark(rip, Repairs.Rcx);
+        if (MayPoll)
+        {
+            EmitPollWithRcxFree(rip);
+        }
+
         _w.LoadTopOfStackIntoRcx();
         int pops = sizeof(ulong) + (decoded.Instruction.Code == Code.Retnq_imm16 ? decoded.Instruction.Immediate16 : 0);
         IndirectBranch branch = AddBranch(rip, pops, 0);
@@ -96,6 +122,11 @@ internal sealed unsafe partial class BlockTranslator
         ulong rip = decoded.Instruction.IP;
         _w.Store(SavedRcx, Gpr.Rcx);
         Mark(rip, Repairs.Rcx);
+        if (!call && MayPoll)
+        {
+            EmitPollWithRcxFree(rip);
+        }
+
         LoadTarget(decoded);
         Repairs repairs = Repairs.Rcx;
         if (call)

@@ -42,7 +42,15 @@ internal sealed unsafe partial class BlockTranslator
                 EmitCountedJump(decoded);
                 break;
             case InstructionClass.Jump:
-                EmitLink(instruction.NearBranchTarget);
+                if (PollsBefore(instruction.NearBranchTarget, rip))
+                {
+                    EmitPollingLink(instruction.NearBranchTarget);
+                }
+                else
+                {
+                    EmitLink(instruction.NearBranchTarget);
+                }
+
                 break;
             case InstructionClass.Call:
                 EmitCall(decoded);
@@ -72,6 +80,10 @@ internal sealed unsafe partial class BlockTranslator
         {
             _inShadow = false;
             EmitPoll(instruction.NextIP);
+            if (MayPoll && decoded.Class < InstructionClass.Jump)
+            {
+                EmitPollInLine(instruction.NextIP);
+            }
         }
     }
 

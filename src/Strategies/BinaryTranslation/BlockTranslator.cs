@@ -122,6 +122,11 @@ internal sealed unsafe partial class BlockTranslator
             return null;
         }
 
+        if (Polls && cache.Delivery == 0 && use != BlockUse.Step && !cache.Mode.User)
+        {
+            EmitDelivery(cache);
+        }
+
         _cache = cache;
         _mode = cache.Mode;
         _use = use;
@@ -536,6 +541,7 @@ internal sealed unsafe partial class BlockTranslator
         }
 
         _indirect.Clear();
+        EmitPollHits();
     }
 
     private static readonly int SavedRcx = CodeWriter.Field(nameof(ControlPage.SavedRcx)),

@@ -1,6 +1,7 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using VirtBench.Strategies.Carrier;
+using VirtBench.Vmm.Cpu;
 
 namespace VirtBench.Strategies.BinaryTranslation;
 
@@ -133,6 +134,26 @@ internal unsafe struct CodeWriter(byte* cache, int offset)
         Bytes(0x80, 0x3D);
         FieldDisplacement(field, 1);
         Byte(0);
+    }
+
+    /// <summary>POP qword [field].</summary>
+    public void Pop(int field)
+    {
+        Bytes(0x8F, 0x05);
+        FieldDisplacement(field, 0);
+    }
+
+    /// <summary>CMP rcx, [field]. Changes flags.</summary>
+    public void CompareRcx(int field) => WithField(8, 0x3B, Gpr.Rcx, field);
+
+    /// <summary>OR rcx, [field]. Changes flags.</summary>
+    public void OrIntoRcx(int field) => WithField(8, 0x0B, Gpr.Rcx, field);
+
+    /// <summary>AND byte [field], immediate. Changes flags.</summary>
+    public void AndByte(int field, byte value)
+    {
+        WithField(0, 0x80, 4, field, 1);
+        Byte(value);
     }
 
     /// <summary>PUSH qword [field].</summary>

@@ -32,6 +32,15 @@ internal enum RipSource : byte
 
     /// <summary>The same, where one that finds none is the last.</summary>
     RepeatedWhileDifferent,
+
+    /// <summary>
+    /// An interrupt is being delivered, and the guest is where it was before, in <see cref="ControlPage.LookupTarget"/>; all else that is in use is in
+    /// the control page too.
+    /// </summary>
+    Delivery,
+
+    /// <summary>The same when it is delivered: the guest is at the handler.</summary>
+    Delivered,
 }
 
 /// <summary>What else has to be put right before the guest's state is its own.</summary>

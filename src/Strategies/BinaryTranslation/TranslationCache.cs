@@ -62,6 +62,9 @@ internal sealed unsafe class TranslationCache
     /// <summary>What each piece of the code means to the guest, ascending.</summary>
     public RecoveryTable Recovery { get; } = new();
 
+    /// <summary>Offset of the routine that delivers interrupts; 0 while there is none.</summary>
+    public int Delivery { get; set; }
+
     /// <summary>Offset at which the next block goes.</summary>
     public int Next
     {
@@ -247,6 +250,7 @@ internal sealed unsafe class TranslationCache
         Sites.Clear();
         IndirectBranches.Clear();
         Recovery.Clear();
+        Delivery = 0;
         _next = CpuidTable.Size;
         Changed = true;
     }

@@ -20,6 +20,9 @@ internal sealed record TranslationOptions
     /// <summary>See <see cref="BlockTranslator.CountsLookups"/>.</summary>
     public bool CountLookups { get; init; }
 
+    /// <summary>Ring-0 code looks for interrupts and delivers them.</summary>
+    public bool DeliverInline { get; init; }
+
     /// <summary>Return to the guest by XRSTOR and IRETQ instead of rt_sigreturn.</summary>
     public required bool ReturnByIret { get; init; }
 
@@ -43,7 +46,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 {
     private readonly TranslationCache?[] _caches = new TranslationCache?[CarrierLayout.MaximumCarriers];
     private readonly BlockTranslator _translator;
-    private bool _inCallout;
     private bool _windowWanted;
     private bool _stepping;
 
@@ -73,7 +75,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             options.CodeCacheSize
         )
     {
-        _translator = new BlockTranslator(this) { CountsLookups = options.CountLookups };
+        _translator = new BlockTranslator(this) { CountsLookups = options.CountLookups, Polls = options.DeliverInline };
+        _deliversInline = options.DeliverInline;
         _shadow = (CachedShadow)Shadow;
         _shadow.CodeWritten = CodeWritten;
     }
@@ -171,12 +174,6 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                     return new VmExit(VmExitReason.Interrupted);
                 }
 
-                if (_inCallout && (!Shadow.IsSelected || LazyStateIsTheCores))
-                {
-                    Pool.MakeFrame();
-                    _inCallout = false;
-                }
-
                 if (!SelectCarrier())
                 {
                     return new VmExit(VmExitReason.Interrupted);
@@ -207,7 +204,17 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 }
 
                 Enter(carrier, cache, block, windowWanted);
+                if (_deliversInline)
+                {
+                    BeginInline(carrier.Control);
+                }
+
                 ResumeAndWait(carrier);
+                if (_deliversInline)
+                {
+                    EndInline(carrier.Control);
+                }
+
                 VmExit? exit = Leave(carrier, cache);
                 if (_stepping)
                 {
@@ -323,13 +330,9 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         ControlPage* control = carrier.Control;
         ulong flags = (Cpu.Rflags & TranslationMode.HostFlags) | Rflags.AlwaysSet | Rflags.If;
         StoreVirtualState(control, windowWanted);
-        if (_inCallout)
+        if (InCallout)
         {
-            new ReadOnlySpan<ulong>(Cpu.Registers->Gpr, 16).CopyTo(new Span<ulong>(control->Registers, 16));
-            control->Flags = flags;
-            control->Target = block.Address;
-            control->ByRegisters = 1;
-            control->Serialize = cache.Changed ? 1u : 0;
+            EnterByRegisters(carrier, flags, block.Address, cache.Changed);
         }
         else
         {
@@ -337,7 +340,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
             StoreRegisters(carrier, frame);
             frame->Rip = block.Address;
             frame->Eflags = flags;
-            control->ByRegisters = 0;
+            EnterByFrame(carrier);
         }
 
         cache.Changed = false;
@@ -381,9 +384,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         switch (signal)
         {
             case CarrierReport.Callout:
-                control->LoadBases = 0;
-                _inCallout = true;
-                return LeaveByCallout(control, cache);
+                LeaveByCallout(carrier);
+                return LeaveBySite(control, cache);
             case CarrierReport.NotEntered:
                 return Kicked(carrier);
             case CarrierReport.BatchFailed:
@@ -392,8 +394,8 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 return Fail($"the guest jumped into the monitor window at 0x{CarrierLayout.Window:X}");
         }
 
-        _inCallout = false;
-        control->LoadBases = 0;
+        InCallout = false;
+        GuestRan(carrier);
         if (!Pool.TryTakeFrame())
         {
             return Corrupted();
@@ -420,14 +422,18 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         }
 
         VmExit exit = ClassifyFault(signal, frame);
+        if (_inDelivery && exit.Reason != VmExitReason.Failed)
+        {
+            return UndeliveredBy(exit);
+        }
+
         return readsCode && exit.Reason == VmExitReason.PageFault
             ? PageFaultAt(exit.Address, PageAccess.Execute)
             : exit;
     }
 
-    private VmExit? LeaveByCallout(ControlPage* control, TranslationCache cache)
+    private VmExit? LeaveBySite(ControlPage* control, TranslationCache cache)
     {
-        new ReadOnlySpan<ulong>(control->Registers, 16).CopyTo(new Span<ulong>(Cpu.Registers->Gpr, 16));
         TakeFlags(control->Flags, control->VirtualFlags);
         uint number = control->Site;
         if (number == CarrierStub.LookupSite)
@@ -471,6 +477,9 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
                 return new VmExit(VmExitReason.Exception, Vector.InvalidOpcode);
             case SiteKind.Window:
                 return new VmExit(VmExitReason.InterruptWindow);
+            case SiteKind.Undelivered:
+                Cpu.Rip = control->LookupTarget;
+                return new VmExit(VmExitReason.Interrupted);
             case SiteKind.SteppedIndirectly:
                 return BranchTo(control->LookupTarget, cache.IndirectBranches[(int)site.Rip])
                     ?? new VmExit(VmExitReason.Stepped);
@@ -523,6 +532,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     {
         stepped = false;
         readsCode = false;
+        _inDelivery = false;
         ulong distance = host - CarrierLayout.CodeCache;
         if (distance >= CarrierLayout.MaximumCodeCacheSize)
         {
@@ -539,7 +549,7 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
 
             Cpu.Rip = site.Kind switch
             {
-                SiteKind.SteppedIndirectly => control->LookupTarget,
+                SiteKind.SteppedIndirectly or SiteKind.Undelivered => control->LookupTarget,
                 SiteKind.Indirect when cache.IndirectBranches[(int)site.Rip] is { Pops: > 0 } branch => branch.Rip,
                 SiteKind.Indirect => control->LookupTarget,
                 _ => site.Rip,
@@ -551,6 +561,12 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
         if (!cache.Recovery.TryFind(offset, out RecoveryPoint point))
         {
             return false;
+        }
+
+        if (point.Source is RipSource.Delivery or RipSource.Delivered)
+        {
+            RecoverDelivery(control, point.Source);
+            return true;
         }
 
         ulong rcx = Cpu[Gpr.Rcx];
@@ -612,23 +628,4 @@ internal sealed unsafe partial class TranslationEngine : CarrierEngine
     }
 
     private bool _faultedInShadow;
-
-    /// <inheritdoc/>
-    public override void SaveLazyState()
-    {
-        if (_inCallout && Failure is null)
-        {
-            try
-            {
-                Pool.MakeFrame();
-                _inCallout = false;
-            }
-            catch (Exception e) when (e is CarrierException or Win32Exception)
-            {
-                _ = Fail(e);
-            }
-        }
-
-        base.SaveLazyState();
-    }
 }

@@ -119,7 +119,10 @@ internal abstract unsafe partial class CarrierEngine
         public void Unmap(ulong start, ulong end)
         {
             engine.MappingChanged(slot, start, end, Unmapped);
-            Queue(Linux.SysMunmap, start, end - start);
+            if (engine.Pool[slot]?.TryExtendUnmap(start, end) != true)
+            {
+                Queue(Linux.SysMunmap, start, end - start);
+            }
         }
 
         private void Changed(in MappedRun run) =>

@@ -1,18 +1,25 @@
+using System.ComponentModel;
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.X86;
 using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
 
 namespace VirtBench.Strategies.Carrier;
 
 /// <summary>
 /// What every engine has that runs its guest in carriers: the carriers themselves, their shadow page tables, the vCPU thread with its kicks
-/// and deadlines, the exchange of registers with a signal frame, and what the signals mean.
+/// and deadlines, the exchange of registers with a signal frame or the control page, and what the signals mean.
 /// </summary>
+/// <remarks>
+/// Between two entries the guest's registers are in one of two places: in a signal's frame, or, after a callout, in the control page and, as
+/// regards x87 and SSE, still in the carrier's CPU.
+/// </remarks>
 [SupportedOSPlatform("linux")]
 internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemoryWriteObserver
 {
@@ -98,6 +105,9 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
         throw new NotSupportedException("this engine leaves events to the core");
 
     /// <inheritdoc/>
+    public virtual IInlineInterrupts? InlineInterrupts => null;
+
+    /// <inheritdoc/>
     public virtual bool ObserveTranslation(ITranslationObserver? observer) => false;
 
     /// <inheritdoc/>
@@ -126,13 +136,29 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
 
     // ------------------------------------------------------------------------------------------------ entry and exit
 
-    /// <summary>Brings the view that the guest runs in next into its carrier.</summary>
+    /// <summary>
+    /// The guest has left by a callout and not been entered by a frame since: general registers and flags are the VMM's to know, x87 and SSE state and FS
+    /// and GS base are in the carrier's CPU.
+    /// </summary>
+    protected bool InCallout { get; set; }
+
+    /// <summary>
+    /// Brings the view that the guest runs in next into its carrier. What a callout has left in the CPU of the one before becomes a frame
+    /// where the next entry has to lead through one.
+    /// </summary>
+    /// <param name="byFrame">It has to for reasons of the engine's own.</param>
     /// <returns>False when a kick has come meanwhile, which may have gone to the carrier before.</returns>
-    protected bool SelectCarrier()
+    /// <exception cref="CarrierException">The carrier is gone.</exception>
+    protected bool SelectCarrier(bool byFrame = false)
     {
         if (_foreignWrites is not null)
         {
             ApplyForeignWrites();
+        }
+
+        if (InCallout && (byFrame || _loadLazyState || !Shadow.IsSelected))
+        {
+            MakeFrame();
         }
 
         if (Shadow.IsSelected && Pool.Current is not null)
@@ -208,6 +234,83 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
         r->Gpr[Gpr.R8 + 5] = frame->R13;
         r->Gpr[Gpr.R8 + 6] = frame->R14;
         r->Gpr[Gpr.R8 + 7] = frame->R15;
+    }
+
+    private void MakeFrame()
+    {
+        Pool.MakeFrame();
+        InCallout = false;
+    }
+
+    /// <summary>Has the next entry load the guest's general registers from the control page, after a callout.</summary>
+    /// <remarks>
+    /// The page's lines travel between the cores: one that holds already what it should is left where it is. A guest that has written to the page
+    /// meanwhile is found out by the comparison as well as it would be overwritten.
+    /// </remarks>
+    /// <param name="carrier">The carrier that the callout came from.</param>
+    /// <param name="flags">What to load into RFLAGS.</param>
+    /// <param name="target">Where to go on.</param>
+    /// <param name="serialize">Code there has been changed that the CPU may have executed before.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    protected void EnterByRegisters(CarrierProcess carrier, ulong flags, ulong target, bool serialize)
+    {
+        const int perLine = 8;
+        ControlPage* control = carrier.Control;
+        ulong* ours = Cpu.Registers->Gpr;
+        ulong* shared = control->Registers;
+        for (int first = 0; first < 16; first += perLine)
+        {
+            Vector256<ulong> low = Vector256.Load(ours + first);
+            Vector256<ulong> high = Vector256.Load(ours + first + 4);
+            if (low != Vector256.Load(shared + first) || high != Vector256.Load(shared + first + 4))
+            {
+                Vector256.Store(low, shared + first);
+                Vector256.Store(high, shared + first + 4);
+            }
+        }
+
+        uint serializes = serialize ? 1u : 0;
+        if (
+            control->Flags != flags
+            || control->Target != target
+            || control->ByRegisters == 0
+            || control->Serialize != serializes
+        )
+        {
+            control->Flags = flags;
+            control->Target = target;
+            control->ByRegisters = 1;
+            control->Serialize = serializes;
+        }
+    }
+
+    /// <summary>Has the next entry lead through the frame.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    protected static void EnterByFrame(CarrierProcess carrier)
+    {
+        if (carrier.Control->ByRegisters != 0)
+        {
+            carrier.Control->ByRegisters = 0;
+        }
+    }
+
+    /// <summary>The guest has left by a callout: takes its general registers from the control page.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    protected void LeaveByCallout(CarrierProcess carrier)
+    {
+        InCallout = true;
+        GuestRan(carrier);
+        Unsafe.CopyBlockUnaligned(Cpu.Registers->Gpr, carrier.Control->Registers, 16 * sizeof(ulong));
+    }
+
+    /// <summary>The guest has run with the FS and GS base that it was given.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    protected static void GuestRan(CarrierProcess carrier)
+    {
+        if (carrier.Control->LoadBases != 0)
+        {
+            carrier.Control->LoadBases = 0;
+        }
     }
 
     /// <summary>
@@ -288,8 +391,20 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
     // ------------------------------------------------------------------------------------------------ lazy state
 
     /// <inheritdoc/>
-    public virtual void SaveLazyState()
+    public void SaveLazyState()
     {
+        if (InCallout && Failure is null)
+        {
+            try
+            {
+                MakeFrame();
+            }
+            catch (Exception e) when (e is CarrierException or Win32Exception)
+            {
+                _ = Fail(e);
+            }
+        }
+
         // Nothing newer than the core's own copy: the guest has not run since, or its carrier is beyond asking.
         if (_loadLazyState || Failure is not null || Pool.Current is not { } carrier)
         {
@@ -310,9 +425,6 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
 
     /// <inheritdoc/>
     public void LoadLazyState() => _loadLazyState = true;
-
-    /// <summary>The core has changed state that lies in the frame: the next entry has to lead through it.</summary>
-    protected bool LazyStateIsTheCores => _loadLazyState;
 
     // Into the frame: the return path loads it from there, whichever it is.
     private void StoreLazyState(CarrierProcess carrier, SignalContext* frame)

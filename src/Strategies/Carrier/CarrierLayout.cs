@@ -152,7 +152,7 @@ internal static class CarrierState
     /// <summary>The carrier process is gone.</summary>
     public const uint Dead = 4;
 
-    /// <summary>After a callout: store x87 and SSE state into the hand-made frame and report.</summary>
+    /// <summary>After a callout: store x87 and SSE state into the hand-made frame, FS and GS base, and report.</summary>
     public const uint SaveFpu = 6;
 
     /// <summary>Wake the carrier at <see cref="ControlPage.Peer"/> and sleep: it runs the guest now.</summary>
@@ -244,16 +244,16 @@ internal unsafe struct ControlPage
     public ulong SkipLength;
 
     /// <summary>
-    /// The guest's general registers in encoding order, at a callout from translated code and at the entry that follows it.
+    /// The guest's general registers in encoding order, at a callout and at the entry that follows it.
     /// </summary>
     [FieldOffset(0x100)]
     public fixed ulong Registers[16];
 
-    /// <summary>RFLAGS at a callout and at the entry that follows.</summary>
+    /// <summary>RFLAGS at a callout from translated code, and at the entry that follows any.</summary>
     [FieldOffset(0x180)]
     public ulong Flags;
 
-    /// <summary>Where in the code cache that entry goes on.</summary>
+    /// <summary>Where that entry goes on: in the code cache, or in the guest's own code.</summary>
     [FieldOffset(0x188)]
     public ulong Target;
 
@@ -313,6 +313,40 @@ internal unsafe struct ControlPage
     [FieldOffset(0x200)]
     public VirtualState Virtual;
 
+    /// <summary>
+    /// 0: an interrupt waits that ring-0 code delivers by itself, by what follows. Has a cache line of its own: the guest looks at it again and again.
+    /// </summary>
+    [FieldOffset(0x2C0)]
+    public byte NothingWanted;
+
+    /// <summary>Linear address of its gate.</summary>
+    [FieldOffset(0x300)]
+    public ulong GateAddress;
+
+    /// <summary>The gate's halves, as long as it is the one that <see cref="Handler"/> was taken from.</summary>
+    [FieldOffset(0x308)]
+    public ulong GateLow;
+
+    /// <inheritdoc cref="GateLow"/>
+    [FieldOffset(0x310)]
+    public ulong GateHigh;
+
+    /// <summary>Linear address of the handler.</summary>
+    [FieldOffset(0x318)]
+    public ulong Handler;
+
+    /// <summary>Its line plus 1.</summary>
+    [FieldOffset(0x320)]
+    public uint InlineLine;
+
+    /// <summary>That of the interrupt that has been delivered; 0 for none.</summary>
+    [FieldOffset(0x324)]
+    public uint InlineTaken;
+
+    /// <summary>The guest's stack pointer at the handler's first instruction.</summary>
+    [FieldOffset(0x328)]
+    public ulong HandlerStack;
+
     /// <summary>"VBCTRL01" as a little-endian number.</summary>
     public const ulong MagicValue = 0x3130_4C52_5443_4256;
 }
@@ -347,6 +381,11 @@ internal static class CarrierReport
 
     /// <summary>Translated code has called out; the guest's registers are in the control page, its x87 and SSE state in the CPU.</summary>
     public const int Callout = -3;
+
+    /// <summary>
+    /// Directly executed code has come to the gate: as <see cref="Callout"/>, but RCX is where the guest goes on and R11 its RFLAGS.
+    /// </summary>
+    public const int Hypercall = -4;
 
     /// <summary>A kick has come before the guest was entered: it has executed nothing since the last exit.</summary>
     public const int NotEntered = -2;

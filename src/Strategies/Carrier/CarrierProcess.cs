@@ -64,6 +64,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
     private readonly int _spin;
     private readonly long _kickGraceMilliseconds;
     private int _batchCount;
+    private (long Number, ulong Start, ulong Length) _lastQueued; // here, since the batch is in memory that the guest can write
     private bool _kickUnanswered;
     private bool _killedForSilence;
     private bool _disposed;
@@ -305,6 +306,7 @@ internal sealed unsafe class CarrierProcess : IDisposable
     public void Queue(long number, ulong a0 = 0, ulong a1 = 0, ulong a2 = 0, ulong a3 = 0, ulong a4 = 0, ulong a5 = 0)
     {
         var entry = (BatchEntry*)((byte*)Control + CarrierLayout.BatchOffset) + _batchCount++;
+        _lastQueued = (number, a0, a1);
         entry->Number = number;
         entry->A0 = a0;
         entry->A1 = a1;
@@ -313,6 +315,30 @@ internal sealed unsafe class CarrierProcess : IDisposable
         entry->A4 = a4;
         entry->A5 = a5;
         entry->Result = 0;
+    }
+
+    /// <summary>
+    /// Lets the call queued last, when it unmaps the neighbourhood, unmap this too: for a guest that changes one page-table entry after
+    /// the other.
+    /// </summary>
+    /// <returns>False when that is not what was queued last.</returns>
+    public bool TryExtendUnmap(ulong start, ulong end)
+    {
+        if (_batchCount == 0 || _lastQueued.Number != Linux.SysMunmap)
+        {
+            return false;
+        }
+
+        ulong first = _lastQueued.Start;
+        ulong behind = first + _lastQueued.Length;
+        if (end != first && start != behind)
+        {
+            return false;
+        }
+
+        _batchCount--;
+        Queue(Linux.SysMunmap, Math.Min(first, start), behind - first + (end - start));
+        return true;
     }
 
     /// <summary>Resumes the guest, making the queued calls first.</summary>

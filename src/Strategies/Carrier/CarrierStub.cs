@@ -71,6 +71,7 @@ internal sealed class CarrierStub
     private Label _resumeByRegisters;
     private Label _resumeByRegistersEnd;
     private Label _saveFpu;
+    private Label _gate;
     private Label _behindJump;
 
     private CarrierStub()
@@ -92,6 +93,7 @@ internal sealed class CarrierStub
         _resumeByRegisters = _a.CreateLabel();
         _resumeByRegistersEnd = _a.CreateLabel();
         _saveFpu = _a.CreateLabel();
+        _gate = _a.CreateLabel();
         _behindJump = _a.CreateLabel();
 
         Start();
@@ -105,6 +107,7 @@ internal sealed class CarrierStub
         Switch();
         SaveFpu();
         Callout();
+        Gate();
         Kick();
         Skip();
 
@@ -126,6 +129,7 @@ internal sealed class CarrierStub
         SkipAddress = result.GetLabelRIP(_skip);
         SkipByIretAddress = result.GetLabelRIP(_skipByIret);
         CalloutAddress = result.GetLabelRIP(_callout);
+        GateAddress = result.GetLabelRIP(_gate);
         ulong behindJump = result.GetLabelRIP(_behindJump);
         ulong target = CarrierLayout.Control + (ulong)Control(nameof(ControlPage.Target));
         BinaryPrimitives.WriteInt32LittleEndian(
@@ -161,6 +165,11 @@ internal sealed class CarrierStub
     /// where.
     /// </summary>
     public ulong CalloutAddress { get; }
+
+    /// <summary>
+    /// Where a hypercall of directly executed code goes: RCX is where the guest goes on, R11 becomes RFLAGS, every other register is the guest's.
+    /// </summary>
+    public ulong GateAddress { get; }
 
     /// <summary>
     /// Where a lookup goes that does not find its target: the guest address in RCX, the guest's RCX and R11 in the control page.
@@ -413,9 +422,42 @@ internal sealed class CarrierStub
         _a.jmp(_publish);
     }
 
+    // From guest code. RCX is where it goes on, and R11 becomes its flags, as with SYSCALL: the lines of the registers are all that has to get
+    // to the other core. The first instruction touches R11 alone, so that a guest which single-steps itself is found there as it was.
+    private void Gate()
+    {
+        const int flags = 11;
+        _a.Label(ref _gate);
+        _a.mov(r11, CarrierLayout.Control);
+        for (int i = 0; i < GeneralRegisters.Length; i++)
+        {
+            if (i != flags)
+            {
+                _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.Registers)) + (8 * i)], GeneralRegisters[i]);
+            }
+        }
+
+        _a.mov(rbx, r11);
+        _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
+        _a.pushfq();
+        _a.pop(r11);
+        _a.mov(Quad(nameof(ControlPage.Registers), flags), r11);
+        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Hypercall);
+        _a.cld();
+        _a.jmp(_publish);
+    }
+
+    // What lies in the CPU only while the guest is in a callout. FS and GS base too: directly executed code can change them by itself.
+    // NT goes, which would make the IRETQ of the next entry fault.
     private void SaveFpu()
     {
         _a.Label(ref _saveFpu);
+        _a.push((int)Rflags.AlwaysSet);
+        _a.popfq();
+        _a.rdfsbase(rax);
+        _a.mov(Quad(nameof(ControlPage.FsBase)), rax);
+        _a.rdgsbase(rax);
+        _a.mov(Quad(nameof(ControlPage.GsBase)), rax);
         _a.mov(rdi, CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset);
         _a.fxsave64(__[rdi]);
         _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);

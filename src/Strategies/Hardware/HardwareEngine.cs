@@ -6,7 +6,9 @@ using System.Runtime.Versioning;
 using VirtBench.Strategies.Native;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Strategies.Hardware;
 
@@ -26,6 +28,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private readonly GuestMemory _memory;
     private readonly KvmMachine _machine;
     private readonly KvmStatistics? _statistics;
+    private readonly KernelInterrupts? _kernelInterrupts;
     private readonly Lock _kickGate = new();
     private readonly string _module;
     private readonly int[] _kickWord = GC.AllocateArray<int>(16, pinned: true);
@@ -39,7 +42,12 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private bool _loadState = true;
     private bool _completes;
     private bool _disposed;
+    private bool _dropTranslations;
+    private ulong _clock; // guest-physical address of the paravirtual clock that KVM is to keep; 0 for none
+    private (ulong Address, ulong TscOffset) _clockKept;
     private GuestEvent _injected;
+    private readonly HashSet<ulong> _hypercallEnds = []; // empty where the guest is not offered the interface
+    private readonly bool _keepsClock;
     private VmExit? _held;
     private VmExit? _failure;
 
@@ -48,22 +56,28 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <param name="memory">Guest RAM.</param>
     /// <param name="module">The module's name, for messages.</param>
     /// <param name="capabilities">What to say of the engine; the counters' names are put in here.</param>
+    /// <param name="keepsClock">KVM may keep the paravirtual clock of a guest.</param>
     /// <param name="without">For tests: takes away from what /dev/kvm offers.</param>
+    /// <param name="kernelInterrupts">Interrupt controllers and timer are the kernel's, see <see cref="KernelInterrupts"/>.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
     public HardwareEngine(
         VirtualCpu cpu,
         GuestMemory memory,
         string module,
         EngineCapabilities capabilities,
-        Func<KvmCapabilities, KvmCapabilities>? without = null
+        bool keepsClock = false,
+        Func<KvmCapabilities, KvmCapabilities>? without = null,
+        bool kernelInterrupts = false
     )
     {
         _cpu = cpu;
         _memory = memory;
         _module = module;
+        _keepsClock = keepsClock;
         _kicked = (int*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_kickWord));
         KickSignal.Install();
-        _machine = new KvmMachine(memory, without);
+        _machine = new KvmMachine(memory, without, kernelInterrupts);
+        _kernelInterrupts = kernelInterrupts ? new KernelInterrupts(_machine) : null;
         try
         {
             _statistics = KvmStatistics.Open(_machine);
@@ -82,6 +96,9 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
 
     /// <inheritdoc/>
     public IEngineClock Clock => HostClock.Instance;
+
+    /// <inheritdoc/>
+    public IKernelInterrupts? KernelInterrupts => _kernelInterrupts;
 
     /// <inheritdoc/>
     public void AttachThread()
@@ -269,11 +286,38 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <inheritdoc/>
     public void RequestInterruptWindow() => _machine.Run->RequestInterruptWindow = 1;
 
-    /// <inheritdoc/>
-    public void SwitchAddressSpace() { }
+    // The guest's own writes of CR3 and INVLPG are the hardware's. These are a hypercall's, or a loader's.
 
     /// <inheritdoc/>
-    public void InvalidatePage(ulong address) { }
+    public void SwitchAddressSpace() => _dropTranslations = true;
+
+    /// <inheritdoc/>
+    public void InvalidatePage(ulong address) => _dropTranslations = true;
+
+    /// <inheritdoc/>
+    /// <remarks>
+    /// OUT to a port. A VMCALL would not do: KVM answers that itself. From now on a write to the port, which is an ordinary one otherwise, is
+    /// a hypercall.
+    /// </remarks>
+    public int EncodeHypercall(Span<byte> code, ulong end)
+    {
+        ReadOnlySpan<byte> outEax = [0xE7, (byte)Hypercalls.Port];
+        outEax.CopyTo(code);
+        _hypercallEnds.Add(end);
+        return outEax.Length;
+    }
+
+    /// <inheritdoc/>
+    public bool ProvideParavirtualClock(ulong address)
+    {
+        if (address == 0)
+        {
+            _hypercallEnds.Clear();
+        }
+
+        _clock = _keepsClock ? address : 0;
+        return _clock != 0;
+    }
 
     /// <inheritdoc/>
     public void Inject(in GuestEvent guestEvent)
@@ -344,6 +388,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
             _disposed = true;
             _timer?.Dispose();
             _statistics?.Dispose();
+            _kernelInterrupts?.Dispose();
             _machine.Dispose();
         }
     }
@@ -363,6 +408,18 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         {
             Discard();
             EnterRegisters();
+        }
+
+        if (_dropTranslations)
+        {
+            _dropTranslations = false;
+            KvmState.DropTranslations(_machine);
+        }
+
+        if (_clockKept != (_clock, _cpu.TscOffset) && (_clock | _clockKept.Address) != 0)
+        {
+            KvmState.KeepClock(_clock, _machine);
+            _clockKept = (_clock, _cpu.TscOffset);
         }
 
         if (_injected.Kind != GuestEventKind.None)
@@ -567,6 +624,11 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         {
             case Kvm.ExitIo:
                 _completes = true;
+                if (_hypercallEnds.Count > 0 && IsHypercall(run))
+                {
+                    return LeaveByHypercall();
+                }
+
                 return new VmExit(
                     VmExitReason.PortIo,
                     Address: run->Io.Port,
@@ -622,6 +684,25 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
                     $"{_module} came back with exit reason {run->ExitReason}, which is not handled; RIP 0x{_cpu.Rip:X}"
                 );
         }
+    }
+
+    private static bool IsHypercall(Kvm.RunPage* run) =>
+        run->Io is { Port: Hypercalls.Port, Direction: Kvm.ExitIoOut, Size: sizeof(uint), Count: 1 };
+
+    // The core goes by the CPL that it knows, which is brought up to date where ring 3 could be behind this: the port is closed to it unless
+    // the guest opens it, and the hypercall page is not mapped for it unless the guest does that too.
+    private VmExit LeaveByHypercall()
+    {
+        _ = Complete();
+        LeaveRegisters();
+        bool certain =
+            _cpu.Cpl == 0 && _hypercallEnds.Contains(_cpu.Rip) && (_cpu.Rflags & Rflags.Iopl) != Rflags.Iopl;
+        if (!certain)
+        {
+            KvmState.Save(_cpu, _machine);
+        }
+
+        return new VmExit(VmExitReason.Hypercall);
     }
 
     private static string EntryRefused(int error) =>

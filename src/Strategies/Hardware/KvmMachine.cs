@@ -29,8 +29,13 @@ internal sealed unsafe class KvmMachine : IDisposable
     /// <summary>Creates the VM with guest RAM at guest-physical 0, and its vCPU with the platform's CPUID.</summary>
     /// <param name="memory">Guest RAM.</param>
     /// <param name="without">For tests: takes away from what the device offers.</param>
+    /// <param name="kernelInterrupts">Interrupt controllers and timer are the kernel's.</param>
     /// <exception cref="Win32Exception">The kernel refuses; the message names the request.</exception>
-    public KvmMachine(GuestMemory memory, Func<KvmCapabilities, KvmCapabilities>? without = null)
+    public KvmMachine(
+        GuestMemory memory,
+        Func<KvmCapabilities, KvmCapabilities>? without = null,
+        bool kernelInterrupts = false
+    )
     {
         int kvm = OpenDevice();
         try
@@ -41,6 +46,11 @@ internal sealed unsafe class KvmMachine : IDisposable
             try
             {
                 SetUp(memory);
+                if (kernelInterrupts)
+                {
+                    CreateInterruptControllers();
+                }
+
                 _vcpu = Required(Kvm.Ioctl(_vm, Kvm.CreateVcpu, null), "KVM_CREATE_VCPU");
                 SetCpuid();
                 _runBytes = Required(Kvm.Ioctl(kvm, Kvm.GetVcpuMmapSize, null), "KVM_GET_VCPU_MMAP_SIZE");
@@ -78,6 +88,55 @@ internal sealed unsafe class KvmMachine : IDisposable
 
     /// <summary>KVM_GET_API_VERSION of an open device.</summary>
     public static int ApiVersion(int kvm) => Kvm.Ioctl(kvm, Kvm.GetApiVersion, null);
+
+    /// <summary>
+    /// EAX of KVM's own CPUID leaf, a bit for each of its paravirtual features (Linux, Documentation/virt/kvm/x86/cpuid.rst); 0 where it has
+    /// none.
+    /// </summary>
+    public static uint ParavirtualFeatures(int kvm)
+    {
+        const int capacity = 256;
+        const uint leaf = 0x4000_0001; // KVM_CPUID_FEATURES
+        int bytes = 8 + (capacity * sizeof(Kvm.CpuidEntry2));
+        byte* buffer = stackalloc byte[bytes];
+        new Span<byte>(buffer, bytes).Clear();
+        *(uint*)buffer = capacity;
+        if (Kvm.Ioctl(kvm, Kvm.GetSupportedCpuid, buffer) < 0)
+        {
+            return 0;
+        }
+
+        var entries = new ReadOnlySpan<Kvm.CpuidEntry2>(buffer + 8, (int)Math.Min(*(uint*)buffer, capacity));
+        foreach (ref readonly Kvm.CpuidEntry2 entry in entries)
+        {
+            if (entry.Function == leaf)
+            {
+                return entry.Eax;
+            }
+        }
+
+        return 0;
+    }
+
+    /// <summary>KVM_CHECK_EXTENSION of an open device.</summary>
+    public static bool Offers(int kvm, int capability) => Kvm.Ioctl(kvm, Kvm.CheckExtension, (void*)capability) > 0;
+
+    /// <summary>KVM_IRQ_LINE.</summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public void SetInterruptLine(Kvm.IrqLevel level) =>
+        _ = Required(Kvm.Ioctl(_vm, Kvm.IrqLine, &level), "KVM_IRQ_LINE");
+
+    /// <summary>KVM_IRQFD.</summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public void ConnectInterrupt(Kvm.Irqfd irqfd) => _ = Required(Kvm.Ioctl(_vm, Kvm.SetIrqfd, &irqfd), "KVM_IRQFD");
+
+    // Before the vCPU, which gets its local APIC with them.
+    private void CreateInterruptControllers()
+    {
+        _ = Required(Kvm.Ioctl(_vm, Kvm.CreateIrqchip, null), "KVM_CREATE_IRQCHIP");
+        Kvm.PitConfig timer = default;
+        _ = Required(Kvm.Ioctl(_vm, Kvm.CreatePit2, &timer), "KVM_CREATE_PIT2");
+    }
 
     /// <summary>KVM_RUN: 0, or the error number.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -177,6 +177,34 @@ internal static unsafe class KvmState
         }
     }
 
+    /// <summary>
+    /// Drops what the CPU, and KVM where it keeps shadow page tables, have derived from the guest's page tables. KVM does so when CR3 changes;
+    /// bit 3, a hint about caches, makes it another.
+    /// </summary>
+    /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
+    public static void DropTranslations(KvmMachine machine)
+    {
+        const ulong writeThrough = 1 << 3; // CR3.PWT
+        Kvm.Sregs sregs = default;
+        machine.Vcpu(Kvm.GetSregs, ref sregs, "KVM_GET_SREGS");
+        sregs.Cr3 ^= writeThrough;
+        machine.Vcpu(Kvm.SetSregs, ref sregs, "KVM_SET_SREGS");
+        sregs.Cr3 ^= writeThrough;
+        machine.Vcpu(Kvm.SetSregs, ref sregs, "KVM_SET_SREGS");
+    }
+
+    /// <summary>Lets KVM keep a paravirtual clock in guest RAM (Linux, Documentation/virt/kvm/x86/msr.rst).</summary>
+    /// <param name="address">Where; 0 for nowhere any more.</param>
+    /// <param name="machine">The machine.</param>
+    /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
+    public static void KeepClock(ulong address, KvmMachine machine)
+    {
+        const uint systemTime = 0x4B56_4D01; // MSR_KVM_SYSTEM_TIME_NEW
+        const ulong enabled = 1;
+        Span<Kvm.MsrEntry> msr = [new() { Index = systemTime, Data = address == 0 ? 0 : address | enabled }];
+        machine.Msrs(Kvm.SetMsrs, msr, "KVM_SET_MSRS");
+    }
+
     /// <summary>Has an exception delivered at the next entry.</summary>
     /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
     public static void Inject(in GuestEvent exception, KvmMachine machine)

@@ -21,6 +21,10 @@ internal static unsafe partial class Kvm
     public const uint SetUserMemoryRegion = 0x4020_AE46;
     public const uint SetTssAddr = 0xAE47;
     public const uint SetIdentityMapAddr = 0x4008_AE48;
+    public const uint CreateIrqchip = 0xAE60;
+    public const uint IrqLine = 0x4008_AE61;
+    public const uint SetIrqfd = 0x4020_AE76;
+    public const uint CreatePit2 = 0x4040_AE77;
     public const uint Run = 0xAE80;
     public const uint GetRegs = 0x8090_AE81;
     public const uint SetRegs = 0x4090_AE82;
@@ -29,6 +33,7 @@ internal static unsafe partial class Kvm
     public const uint Interrupt = 0x4004_AE86;
     public const uint GetMsrs = 0xC008_AE88;
     public const uint SetMsrs = 0x4008_AE89;
+    public const uint GetSupportedCpuid = 0xC008_AE05;
     public const uint SetCpuid2 = 0x4008_AE90;
     public const uint GetVcpuEvents = 0x8040_AE9F;
     public const uint SetVcpuEvents = 0x4040_AEA0;
@@ -43,9 +48,12 @@ internal static unsafe partial class Kvm
     public const uint GetDeviceAttr = 0x4018_AEE2;
 
     // Capabilities.
+    public const int CapIrqchip = 0;
     public const int CapUserMemory = 3;
     public const int CapSetTssAddr = 4;
     public const int CapExtCpuid = 7;
+    public const int CapIrqfd = 32;
+    public const int CapPit2 = 33;
     public const int CapVcpuEvents = 41;
     public const int CapDebugregs = 50;
     public const int CapXsave = 55;
@@ -382,6 +390,33 @@ internal static unsafe partial class Kvm
             Group;
         public ulong Attr,
             Addr;
+    }
+
+    /// <summary>struct kvm_irq_level.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    public struct IrqLevel
+    {
+        public uint Irq,
+            Level;
+    }
+
+    /// <summary>struct kvm_irqfd.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    public struct Irqfd
+    {
+        public uint Fd,
+            Gsi,
+            Flags,
+            Resamplefd;
+        public fixed byte Padding[16];
+    }
+
+    /// <summary>struct kvm_pit_config.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    public struct PitConfig
+    {
+        public uint Flags;
+        public fixed uint Padding[15];
     }
 
     /// <summary>struct kvm_stats_header.</summary>

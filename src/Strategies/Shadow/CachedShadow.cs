@@ -168,11 +168,16 @@ internal sealed class CachedShadow : ShadowPageTable
     }
 
     /// <summary>
-    /// A CR3 write only leads to other views. Where the rules change by which tables are read, all that was derived goes.
+    /// A CR3 write only leads to other views, one with the same root as before to none. Where the rules change by which tables are read, all that
+    /// was derived goes.
     /// </summary>
     public override void SwitchAddressSpace()
     {
-        base.SwitchAddressSpace();
+        if (_current?.Root != (Cpu.Cr3 & RootMask))
+        {
+            base.SwitchAddressSpace();
+        }
+
         if (Mode != _mode)
         {
             _mode = Mode;

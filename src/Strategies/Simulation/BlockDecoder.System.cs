@@ -135,9 +135,9 @@ internal sealed unsafe partial class BlockDecoder
                 return Set(op, H(&SystemHandlers.Popf<ushort>));
             case Mnemonic.Cpuid:
                 return Set(op, H(&SystemHandlers.Cpuid));
-            case Mnemonic.Rdtsc when _mode == SimulatedMode.Native:
+            case Mnemonic.Rdtsc when _mode is SimulatedMode.Native or SimulatedMode.Paravirtual:
                 return Set(op, H(&SystemHandlers.Rdtsc));
-            case Mnemonic.Rdtscp when _mode == SimulatedMode.Native:
+            case Mnemonic.Rdtscp when _mode is SimulatedMode.Native or SimulatedMode.Paravirtual:
                 return Set(op, H(&SystemHandlers.Rdtscp));
             case Mnemonic.Sgdt:
                 op->B = SystemHandlers.HostOffset(nameof(HostSelectors.GdtBase));
@@ -168,6 +168,9 @@ internal sealed unsafe partial class BlockDecoder
             case Mnemonic.Syscall:
                 Leaves(op, i);
                 return Set(op, H(&SystemHandlers.Syscall));
+            case Mnemonic.Vmcall when _mode == SimulatedMode.Paravirtual:
+                Leaves(op, i);
+                return Set(op, H(&SystemHandlers.Vmcall));
             case Mnemonic.Out:
                 op->Immediate = i.Op0Kind == OpKind.Immediate8 ? i.Immediate8 : ulong.MaxValue;
                 Leaves(op, i);
@@ -190,6 +193,7 @@ internal sealed unsafe partial class BlockDecoder
             case Mnemonic.Rdtsc or Mnemonic.Rdtscp:
             case Mnemonic.Swapgs or Mnemonic.Sysret or Mnemonic.Sysretq or Mnemonic.Sysexit or Mnemonic.Sysexitq:
             case Mnemonic.Xsetbv or Mnemonic.Xgetbv:
+            case Mnemonic.Vmcall or Mnemonic.Vmmcall:
                 return EmitPrivileged(op, i);
             default:
                 return false;

@@ -75,6 +75,9 @@ public sealed record CostProfile
     /// <summary>What a translator costs; null in a profile that says nothing of one, which then cannot be translated with.</summary>
     public TranslationCosts? Translation { get; init; }
 
+    /// <summary>What hypercalls cost; null in a profile that says nothing of them, which no paravirtual guest can then run with.</summary>
+    public ParavirtualCosts? Paravirtual { get; init; }
+
     /// <summary>The profile that comes with VirtBench.</summary>
     public static CostProfile Textbook { get; } = LoadEmbedded("textbook");
 
@@ -141,6 +144,7 @@ public sealed record CostProfile
             "emulationCycles",
             "host",
             "translation",
+            "paravirtual",
         ];
         foreach (JsonProperty property in root.EnumerateObject())
         {
@@ -268,6 +272,27 @@ public sealed record CostProfile
             };
         }
 
+        ParavirtualCosts ParseParavirtual(JsonElement value)
+        {
+            const string field = "hypercallCycles";
+            if (value.ValueKind != JsonValueKind.Object)
+            {
+                throw Wrong("'paravirtual' must be an object");
+            }
+
+            foreach (JsonProperty property in value.EnumerateObject())
+            {
+                if (property.Name != field)
+                {
+                    throw Wrong($"unknown field 'paravirtual.{property.Name}'; known is {field}");
+                }
+            }
+
+            return value.TryGetProperty(field, out JsonElement cycles)
+                ? new ParavirtualCosts { HypercallCycles = CyclesOf(cycles, $"paravirtual.{field}") }
+                : throw Wrong($"field 'paravirtual.{field}' is missing");
+        }
+
         return new CostProfile
         {
             Name = name.GetString()!,
@@ -288,6 +313,9 @@ public sealed record CostProfile
             ),
             Translation = root.TryGetProperty("translation", out JsonElement translation)
                 ? ParseTranslation(translation)
+                : null,
+            Paravirtual = root.TryGetProperty("paravirtual", out JsonElement paravirtual)
+                ? ParseParavirtual(paravirtual)
                 : null,
         };
     }

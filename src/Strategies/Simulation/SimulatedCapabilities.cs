@@ -28,7 +28,7 @@ internal static class SimulatedCapabilities
     public static EngineCapabilities Describe(CostProfile profile, SimulatedMode mode) =>
         mode == SimulatedMode.Translated
             ? DescribeTranslated(profile, profile.Translation!)
-            : DescribeDeprivileged(profile, mode == SimulatedMode.Native);
+            : DescribeDeprivileged(profile, mode);
 
     private static EngineCapabilities DescribeTranslated(CostProfile profile, TranslationCosts costs) =>
         new()
@@ -44,17 +44,18 @@ internal static class SimulatedCapabilities
                 + $"{costs.InstructionCycles} cycles an instruction, callout {costs.CalloutCycles} + emulation {profile.EmulationCycles}",
         };
 
-    private static EngineCapabilities DescribeDeprivileged(CostProfile profile, bool native) =>
+    private static EngineCapabilities DescribeDeprivileged(CostProfile profile, SimulatedMode mode) =>
         new()
         {
             Holes = Deprivileged,
-            TrapsTimeStampCounter = !native,
+            TrapsTimeStampCounter = mode == SimulatedMode.Deprivileged,
             TrapsPrivilegedInstructions = true,
             SwitchOutTicks = profile.ExitCycles,
             SwitchInTicks = profile.EntryCycles,
             ComputedTime = true,
             TimeSource =
                 $"computed: cost profile '{profile.Name}', {profile.ClockHertz / 1e9:0.###} GHz, exit "
-                + $"{profile.ExitCycles} + entry {profile.EntryCycles} + emulation {profile.EmulationCycles} cycles",
+                + $"{profile.ExitCycles} + entry {profile.EntryCycles} + emulation {profile.EmulationCycles} cycles"
+                + (mode == SimulatedMode.Paravirtual ? $", hypercall {profile.Paravirtual!.HypercallCycles}" : ""),
         };
 }

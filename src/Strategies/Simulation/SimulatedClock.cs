@@ -5,14 +5,15 @@ namespace VirtBench.Strategies.Simulation;
 /// <summary>Time as the cycles that the cost profile adds up.</summary>
 internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profile, SimulatedMode mode) : IEngineClock
 {
-    // A callout is a call. What the CPU refuses, under translation a page fault or an exception, is a world switch as ever.
-    private readonly int _calloutOut =
-        mode == SimulatedMode.Translated ? profile.Translation!.CalloutCycles / 2 : profile.ExitCycles;
-    private readonly int _calloutIn =
-        mode == SimulatedMode.Translated
-            ? profile.Translation!.CalloutCycles - (profile.Translation.CalloutCycles / 2)
-            : profile.EntryCycles;
-    private bool _calledOut = true;
+    // A callout is a call, and so is a hypercall through the gate. What the CPU refuses, under translation a page fault or an exception, is a
+    // world switch as ever.
+    private readonly int _callout = mode switch
+    {
+        SimulatedMode.Translated => profile.Translation!.CalloutCycles,
+        SimulatedMode.Paravirtual => profile.Paravirtual!.HypercallCycles,
+        _ => 0,
+    };
+    private bool _calledOut = mode == SimulatedMode.Translated;
     private Machine* _machine = machine;
     private ulong _frozen;
     private bool _entryIsFree;
@@ -49,7 +50,7 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     {
         if (!_entryIsFree)
         {
-            _machine->Cycles += (ulong)(_calledOut ? _calloutIn : profile.EntryCycles);
+            _machine->Cycles += (ulong)(_calledOut ? _callout - (_callout / 2) : profile.EntryCycles);
         }
 
         _entryIsFree = false;
@@ -62,14 +63,19 @@ internal sealed unsafe class SimulatedClock(Machine* machine, CostProfile profil
     public void ChargeExit(VmExitReason reason, bool isMarker, bool isDue)
     {
         _kicked = reason == VmExitReason.Interrupted && !isDue;
-        _calledOut = reason is not (VmExitReason.PageFault or VmExitReason.Exception);
+        _calledOut = mode switch
+        {
+            SimulatedMode.Translated => reason is not (VmExitReason.PageFault or VmExitReason.Exception),
+            SimulatedMode.Paravirtual => reason == VmExitReason.Hypercall,
+            _ => false,
+        };
         if (_kicked)
         {
             _entryIsFree = true;
         }
         else if (!isMarker)
         {
-            _machine->Cycles += (ulong)(_calledOut ? _calloutOut : profile.ExitCycles);
+            _machine->Cycles += (ulong)(_calledOut ? _callout / 2 : profile.ExitCycles);
         }
     }
 

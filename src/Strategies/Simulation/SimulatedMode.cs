@@ -9,6 +9,9 @@ internal enum SimulatedMode
     /// <summary>Ring 3; what would fault there exits, what would not sees the simulated host.</summary>
     Deprivileged,
 
+    /// <summary>As <see cref="Deprivileged"/>, of guests that help: VMCALL is a gate without a trap, and RDTSC executes.</summary>
+    Paravirtual,
+
     /// <summary>
     /// A translator: sensitive instructions are served from the guest's own state or call out, and making a block costs time.
     /// </summary>

@@ -121,9 +121,14 @@ internal static unsafe class SystemHandlers
     }
 
     /// <summary>SYSCALL: RIP behind it; the core does the rest.</summary>
-    public static Op* Syscall(Machine* m, Op* op)
+    public static Op* Syscall(Machine* m, Op* op) => LeaveBehind(m, op, VmExitReason.SystemCall);
+
+    /// <summary>VMCALL as the gate of the paravirtual interface, likewise.</summary>
+    public static Op* Vmcall(Machine* m, Op* op) => LeaveBehind(m, op, VmExitReason.Hypercall);
+
+    private static Op* LeaveBehind(Machine* m, Op* op, VmExitReason reason)
     {
-        m->Exit.Reason = (byte)VmExitReason.SystemCall;
+        m->Exit.Reason = (byte)reason;
         m->Rip = op->NextRip;
         m->Cycles += op->Before;
         return null;

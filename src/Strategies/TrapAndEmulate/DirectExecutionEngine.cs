@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using System.ComponentModel;
 using System.Runtime.CompilerServices;
 using System.Runtime.Versioning;
@@ -38,7 +39,7 @@ internal sealed record DirectExecutionOptions
 /// VM exit. The frame is the guest's register file; returning from the signal is the VM entry.
 /// </summary>
 [SupportedOSPlatform("linux")]
-internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
+internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine, IExecutionEngine
 {
     // What the guest may set in the real RFLAGS. IF, IOPL and the VME bits are virtual; AC would raise #AC in ring 3,
     // which ring 0 never sees: one that POPF has set is taken away at the first #AC. RF is left out because every fault sets it in the image that the CPU saves.
@@ -91,7 +92,8 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
 
         try
         {
-            if (!SelectCarrier())
+            // The trap flag can be set only together with the guest's RIP.
+            if (!SelectCarrier(byFrame: _stepping is not Stepping.No || (Cpu.Rflags & Rflags.Tf) != 0))
             {
                 return new VmExit(VmExitReason.Interrupted);
             }
@@ -103,7 +105,15 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
 
             CarrierProcess carrier = Pool.Current!;
             SignalContext* frame = Pool.Frame;
-            EnterFrame(carrier, frame);
+            if (InCallout)
+            {
+                EnterByRegisters(carrier, HostFlags, Cpu.Rip, serialize: false);
+            }
+            else
+            {
+                EnterFrame(carrier, frame);
+            }
+
             ResumeAndWait(carrier);
             Prefetch(frame);
             return Leave(carrier);
@@ -119,9 +129,10 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void EnterFrame(CarrierProcess carrier, SignalContext* frame)
     {
+        EnterByFrame(carrier);
         StoreRegisters(carrier, frame);
         frame->Rip = Cpu.Rip;
-        frame->Eflags = (Cpu.Rflags & GuestFlags) | Rflags.AlwaysSet | Rflags.If;
+        frame->Eflags = HostFlags;
         if (_stepping is Stepping.Ours)
         {
             frame->Eflags |= Rflags.Tf;
@@ -132,7 +143,22 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
     private VmExit Leave(CarrierProcess carrier)
     {
         int signal = Volatile.Read(ref carrier.Control->Signal);
-        if (carrier.Control->Magic != ControlPage.MagicValue || !Pool.TryTakeFrame())
+        if (carrier.Control->Magic != ControlPage.MagicValue)
+        {
+            return Corrupted();
+        }
+
+        if (signal == CarrierReport.Hypercall)
+        {
+            return LeaveByGate(carrier);
+        }
+
+        if (signal == CarrierReport.NotEntered && InCallout)
+        {
+            return Kicked(carrier); // the registers are where they were
+        }
+
+        if (!Pool.TryTakeFrame())
         {
             return Corrupted();
         }
@@ -145,8 +171,9 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
         }
 
         ulong rip = frame->Rip;
+        bool atGate = rip == CarrierStub.Instance.GateAddress && signal == Linux.SigTrap;
         if (
-            rip - CarrierLayout.Window < CarrierLayout.WindowEnd - CarrierLayout.Window
+            !atGate && rip - CarrierLayout.Window < CarrierLayout.WindowEnd - CarrierLayout.Window
             || signal == CarrierReport.Ready
         )
         {
@@ -155,16 +182,27 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
 
         TakeRegisters(frame);
         Cpu.Rip = rip;
-        Cpu.Rflags = (Cpu.Rflags & ~GuestFlags) | (frame->Eflags & GuestFlags) | Rflags.AlwaysSet;
-
-        if (signal != CarrierReport.NotEntered && carrier.Control->LoadBases != 0)
+        TakeFlags(frame->Eflags);
+        if (signal != CarrierReport.NotEntered)
         {
-            carrier.Control->LoadBases = 0; // the guest has run with the bases it was given
+            InCallout = false;
+            GuestRan(carrier);
         }
 
-        VmExit exit = Classify(carrier, signal, frame);
+        // A step has ended with the jump to the gate: nothing of that has happened yet but for its one effect.
+        VmExit exit = atGate ? Hypercall() : Classify(carrier, signal, frame);
         return _stepping is Stepping.No ? exit : EndStep(exit);
     }
+
+    private ulong HostFlags
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => (Cpu.Rflags & GuestFlags) | Rflags.AlwaysSet | Rflags.If;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void TakeFlags(ulong host) =>
+        Cpu.Rflags = (Cpu.Rflags & ~GuestFlags) | (host & GuestFlags) | Rflags.AlwaysSet;
 
     private VmExit Classify(CarrierProcess carrier, int signal, SignalContext* frame)
     {
@@ -271,5 +309,43 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine
         const ulong size = 128; // sizeof(siginfo_t)
         siginfo = Pool.Find(Volatile.Read(ref carrier.Control->Siginfo), size);
         return siginfo is not null;
+    }
+
+    // ------------------------------------------------------------------------------------------------ the gate
+
+    /// <inheritdoc/>
+    /// <remarks>A jump to the gate beside the stub, which hands over without a signal. RCX says where the guest goes on.</remarks>
+    public int EncodeHypercall(Span<byte> code, ulong end)
+    {
+        // LEA RCX, [RIP + …]; MOV R11, gate; JMP R11 (Intel SDM vol. 2, LEA, MOV, JMP).
+        const int length = 20;
+        const int leaLength = 7;
+        ReadOnlySpan<byte> lea = [0x48, 0x8D, 0x0D];
+        ReadOnlySpan<byte> mov = [0x49, 0xBB];
+        ReadOnlySpan<byte> jmp = [0x41, 0xFF, 0xE3];
+        lea.CopyTo(code);
+        BinaryPrimitives.WriteInt32LittleEndian(code[lea.Length..], length - leaLength);
+        mov.CopyTo(code[leaLength..]);
+        BinaryPrimitives.WriteUInt64LittleEndian(code[(leaLength + mov.Length)..], CarrierStub.Instance.GateAddress);
+        jmp.CopyTo(code[(length - jmp.Length)..]);
+        return length;
+    }
+
+    private VmExit LeaveByGate(CarrierProcess carrier)
+    {
+        LeaveByCallout(carrier);
+        TakeFlags(Cpu[11]);
+        return Hypercall();
+    }
+
+    // Any code can jump to the gate with anything in RCX. Where the guest could not go on, it faults as it would have by jumping there
+    // itself, and makes no hypercall.
+    private VmExit Hypercall()
+    {
+        ulong rip = Cpu[Gpr.Rcx];
+        Cpu.Rip = rip;
+        return rip < CarrierLayout.GuestLimit ? new VmExit(VmExitReason.Hypercall)
+            : PageWalker.IsCanonical(rip) ? PageFaultAt(rip, PageAccess.Execute)
+            : new VmExit(VmExitReason.Exception, Vector.GeneralProtection);
     }
 }

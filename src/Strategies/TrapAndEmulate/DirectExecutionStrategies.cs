@@ -2,7 +2,9 @@ using VirtBench.Strategies.Carrier;
 using VirtBench.Strategies.Shadow;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
+using VirtBench.Vmm.Interrupts;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Strategies.TrapAndEmulate;
 
@@ -32,7 +34,7 @@ internal static class DirectExecutionProbe
     public static string? IretRefusal => Instance.IretRefusal;
 }
 
-/// <summary>What the two strategies that run guest code directly in a carrier have in common.</summary>
+/// <summary>What the strategies that run guest code directly in a carrier have in common.</summary>
 public abstract class DirectExecutionStrategy : Strategy
 {
     /// <inheritdoc/>
@@ -65,7 +67,9 @@ public abstract class DirectExecutionStrategy : Strategy
                 ReturnByIret = byIret,
                 Shadow = ShadowPolicy,
                 TimeSource =
-                    $"measured on this host; exits are signals, return by {(byIret ? "xrstor+iretq" : "rt_sigreturn")}"
+                    $"measured on this host; exits are signals"
+                    + (Interface == GuestInterface.Paravirtual ? ", hypercalls a gate without one" : "")
+                    + $", return by {(byIret ? "xrstor+iretq" : "rt_sigreturn")}"
                     + (
                         RunsPrivilegedGuests ? $"; shadow page tables {ShadowPolicy.ToString().ToLowerInvariant()}" : ""
                     ),
@@ -98,6 +102,38 @@ public sealed class TrapAndEmulateStrategy : DirectExecutionStrategy
 
     /// <inheritdoc/>
     protected override ShadowPaging ShadowPolicy => Shadow;
+}
+
+/// <summary>
+/// Direct execution as for <see cref="TrapAndEmulateStrategy"/>, of guests that help: their hypercalls leave by a gate instead of a fault, and
+/// RDTSC is left alone, since they read the time from it by the paravirtual clock.
+/// </summary>
+public sealed class ParavirtualStrategy : DirectExecutionStrategy
+{
+    /// <inheritdoc/>
+    public override string Id => "paravirtual";
+
+    /// <inheritdoc/>
+    public override string Label => "Paravirtual";
+
+    /// <inheritdoc/>
+    public override string Description =>
+        "guest ring 0 runs directly in the host's ring 3 and asks by hypercalls, through a gate without a signal";
+
+    /// <inheritdoc/>
+    public override bool RunsPrivilegedGuests => true;
+
+    /// <inheritdoc/>
+    public override GuestInterface Interface => GuestInterface.Paravirtual;
+
+    /// <inheritdoc/>
+    public override string? WhyNotDelivered(InterruptDelivery delivery) => null;
+
+    /// <inheritdoc/>
+    protected override bool TrapsTimeStampCounter => false;
+
+    /// <inheritdoc/>
+    protected override ShadowPaging ShadowPolicy => ShadowPaging.Cached;
 }
 
 /// <summary>The baseline: guest code runs directly in ring 3 and nothing in a region traps.</summary>

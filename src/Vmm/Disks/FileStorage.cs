@@ -27,6 +27,14 @@ public sealed class FileStorage : IBlockStorage
 
         try
         {
+            // Asked before opening: opening a pipe would wait for a writer. Pipes and devices have length 0.
+            if (new FileInfo(path).Length < IBlockStorage.SectorSize)
+            {
+                throw new DiskUnavailableException(
+                    $"disk {path} is empty or not a regular file: it needs at least one sector of {IBlockStorage.SectorSize} bytes"
+                );
+            }
+
             _file = File.OpenHandle(
                 path,
                 FileMode.Open,
@@ -53,23 +61,7 @@ public sealed class FileStorage : IBlockStorage
             throw new DiskUnavailableException($"disk {path} cannot be opened: {e.Message}");
         }
 
-        try
-        {
-            Sectors = (ulong)RandomAccess.GetLength(_file) / IBlockStorage.SectorSize;
-        }
-        catch (Exception e) when (e is IOException or NotSupportedException)
-        {
-            _file.Dispose();
-            throw new DiskUnavailableException($"disk {path} has no size: name a regular file");
-        }
-
-        if (Sectors == 0)
-        {
-            _file.Dispose();
-            throw new DiskUnavailableException(
-                $"disk {path} is empty: it needs at least one sector of {IBlockStorage.SectorSize} bytes"
-            );
-        }
+        Sectors = (ulong)RandomAccess.GetLength(_file) / IBlockStorage.SectorSize;
     }
 
     /// <inheritdoc/>

@@ -144,9 +144,18 @@ public interface IExecutionEngine : IDisposable
     }
 
     /// <summary>Lets whoever keeps a paravirtual clock for the engine, the host's kernel, do so from now on.</summary>
-    /// <param name="address">Guest-physical address of a <see cref="Paravirtual.ParavirtualClock"/>.</param>
+    /// <param name="address">
+    /// Guest-physical address of a <see cref="Paravirtual.ParavirtualClock"/>; 0 when a guest is loaded that is not offered the interface, after
+    /// one that was.
+    /// </param>
     /// <returns>False when nobody does: then the core writes it.</returns>
     bool ProvideParavirtualClock(ulong address) => false;
+
+    /// <summary>The interrupt controllers and the timer, where the host's kernel has them; null where the core has. Constant for its life.</summary>
+    Interrupts.IKernelInterrupts? KernelInterrupts => null;
+
+    /// <summary>How interrupts are delivered by the guest's own code; null where they are not. Constant for its life.</summary>
+    Interrupts.IInlineInterrupts? InlineInterrupts => null;
 
     /// <summary>What the engine has translated since its creation; null for one that does not translate.</summary>
     TranslationStatistics? TranslationStatistics => null;

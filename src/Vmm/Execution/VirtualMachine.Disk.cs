@@ -16,8 +16,8 @@ public sealed partial class VirtualMachine
     /// <param name="disk">The disk.</param>
     /// <param name="delivery">How its interrupts reach the guest.</param>
     /// <param name="directLine">
-    /// Direct only: what delivers a line's interrupts, by the line's number. Under another engine than the present one it has to find
-    /// that by itself.
+    /// Direct only: what delivers a line's interrupts, by the line's number; null for the VM's own way, which is one without an exit where engine
+    /// and guest have one.
     /// </param>
     /// <exception cref="InvalidOperationException">The guest has run, or there is a disk.</exception>
     /// <exception cref="DiskUnavailableException">The guest has RAM where virtio-blk lies.</exception>
@@ -32,11 +32,6 @@ public sealed partial class VirtualMachine
             throw new InvalidOperationException("one disk is attached, before the guest runs");
         }
 
-        if (delivery == InterruptDelivery.Direct && directLine is null)
-        {
-            throw new ArgumentNullException(nameof(directLine), "nothing delivers interrupts directly");
-        }
-
         if (Memory.Size > VirtioBlock.Address)
         {
             throw new DiskUnavailableException(
@@ -46,7 +41,9 @@ public sealed partial class VirtualMachine
 
         var service = new DiskService(disk, _engine.Clock, _engine.Capabilities.ComputedTime, delivery, Kick);
         IInterruptLine LineOf(int line) =>
-            delivery == InterruptDelivery.Direct ? directLine!(line) : new ControllerLine(Interrupts, line);
+            delivery == InterruptDelivery.Direct
+                ? (directLine ?? DirectLine)(line)
+                : new ControllerLine(Interrupts, line);
         var ata = new AtaChannel(service, LineOf(AtaChannel.InterruptLine));
         var virtio = new VirtioBlock(service, Memory, LineOf(VirtioBlock.InterruptLine));
         Ports.Attach(ata, AtaChannel.FirstPort, AtaChannel.PortCount);

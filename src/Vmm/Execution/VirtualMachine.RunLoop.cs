@@ -50,16 +50,17 @@ public sealed partial class VirtualMachine
                 continue;
             }
 
-            if (_disk is not null && !_disk.TryEnter())
+            if (!TryEnter())
             {
                 now = clock.Ticks;
-                continue; // to take over what it has completed
+                continue; // to take over what has come
             }
 
             ulong entry = Cpu.Rip;
             VmExit exit = _step ? _engine.Step() : _engine.Run();
             ulong seen = clock.Ticks;
             _step = false;
+            _posted?.Left();
             if (_disk is not null)
             {
                 _disk.Left();
@@ -142,7 +143,7 @@ public sealed partial class VirtualMachine
 
                 case VmExitReason.Hypercall:
                     reason = TrapReason.Hypercall;
-                    dispatched = clock.Ticks;
+                    dispatched = seen; // there is nothing to decode, and a reading of the clock would be a share of the whole
                     HandleHypercall();
                     break;
 
@@ -193,6 +194,8 @@ public sealed partial class VirtualMachine
         {
             next = Math.Min(next, PassDiskTime(now));
         }
+
+        _posted?.Drain();
 
         if (next != _deadline)
         {
@@ -250,6 +253,23 @@ public sealed partial class VirtualMachine
         return masked;
     }
 
+    // False when something has come from another thread that has to be taken over first.
+    private bool TryEnter(bool asleep = false)
+    {
+        if (_posted is { } posted && !posted.TryEnter(arms: !asleep && !_step))
+        {
+            return false;
+        }
+
+        if (_disk is null || _disk.TryEnter())
+        {
+            return true;
+        }
+
+        _posted?.Left();
+        return false;
+    }
+
     /// <summary>Sleeps until an event, or a line that goes to the guest directly: that ends the sleep without one.</summary>
     private void Idle()
     {
@@ -259,9 +279,10 @@ public sealed partial class VirtualMachine
         {
             Cpu.Halted = false;
         }
-        else if (_disk is null || _disk.TryEnter())
+        else if (TryEnter(asleep: true))
         {
             _engine.Idle();
+            _posted?.Left();
             _disk?.Left();
         }
 
@@ -299,7 +320,7 @@ public sealed partial class VirtualMachine
     {
         string? why =
             (Cpu.Rflags & Rflags.If) == 0 ? "interrupts are off"
-            : DiskMayWake() ? null
+            : DiskMayWake() || _posted is { MayRaise: true } || _hypercalls is { HasDirectLines: true } ? null
             : Interrupts.IsPending(IntervalTimer.Line) && !Interrupts.IsMasked(IntervalTimer.Line)
                 ? "the timer's interrupt waits for one in service that the guest has not ended (EOI)"
             : Timer.NextEvent == ulong.MaxValue

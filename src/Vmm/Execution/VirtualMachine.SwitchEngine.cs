@@ -20,7 +20,10 @@ public sealed partial class VirtualMachine
     /// <para>Address translations are the engine's: the new one has none, as after a TLB flush, which a guest may expect at any time.</para>
     /// </remarks>
     /// <param name="createEngine">The other strategy's engine.</param>
-    /// <exception cref="InvalidOperationException">The guest is running, has been given up, or its engine has failed.</exception>
+    /// <exception cref="InvalidOperationException">
+    /// The guest is running, has been given up, or its engine has failed; or it has run with its interrupt controllers in the host's kernel, or
+    /// would have them there from now on. In this last case it still has its old engine.
+    /// </exception>
     /// <exception cref="PlatformNotSupportedException">
     /// Not with a pager under this engine on this host; one line says why. As after any other exception of
     /// <paramref name="createEngine"/>, the VM still has its old engine.
@@ -44,6 +47,7 @@ public sealed partial class VirtualMachine
         try
         {
             created = createEngine(Cpu, Memory);
+            RefuseToSwitchKernelInterrupts(old, created, _hasRun);
             if (Memory.Pager is { } pager && _userFaults is null && ReachesThroughHost(created))
             {
                 userFaults = UserFaults.Start(Memory, pager, Kick);
@@ -67,6 +71,7 @@ public sealed partial class VirtualMachine
         _disk?.SwitchClock(created.Clock, created.Capabilities.ComputedTime);
         _emulator.SwitchEngine(created);
         _hypercalls?.SwitchEngine(created);
+        _posted?.Reconnect(created, _hypercalls);
         _transaction?.SwitchEngine(created);
         _engine = created;
         _deadline = ulong.MaxValue; // the new one has been told of none

@@ -54,7 +54,17 @@ public sealed partial class VirtualMachine : IDisposable
         Ports.Attach(_measurement, MeasurementPorts.Begin, MeasurementPorts.PortCount);
         Interrupts = new InterruptController();
         Timer = new IntervalTimer(_engine.Clock, Interrupts);
-        Serial.InterruptChanged = up => Interrupts.SetLine(SerialPort.Line, up);
+        Serial.InterruptChanged = up =>
+        {
+            if (_engine.KernelInterrupts is { } kernel)
+            {
+                kernel.SetLine(SerialPort.Line, up);
+            }
+            else
+            {
+                Interrupts.SetLine(SerialPort.Line, up);
+            }
+        };
         Ports.Attach(Interrupts, InterruptController.MasterPort, InterruptController.PortCount);
         Ports.Attach(Interrupts, InterruptController.SlavePort, InterruptController.PortCount);
         Ports.Attach(Timer, IntervalTimer.FirstPort, IntervalTimer.PortCount);
@@ -108,9 +118,15 @@ public sealed partial class VirtualMachine : IDisposable
         }
 
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
+        if (_hypercalls is not null && !options.Paravirtual)
+        {
+            _ = _engine.ProvideParavirtualClock(0);
+        }
+
         _hypercalls = options.Paravirtual ? new Hypercalls(Cpu, Memory, _emulator, Interrupts, Serial, _engine) : null;
         _emulator.Hypercalls = _hypercalls;
         _hypercalls?.Start();
+        _posted?.Reconnect(_engine, _hypercalls);
         _engine.SwitchAddressSpace();
     }
 
@@ -170,22 +186,25 @@ public sealed partial class VirtualMachine : IDisposable
     }
 
     /// <summary>
-    /// What became of the interrupts so far; null when the guest has never initialized an interrupt controller.
+    /// What became of the interrupts so far; null when the guest has never initialized an interrupt controller of the core's, and no line has
+    /// passed these by.
     /// </summary>
     public InterruptStatistics? InterruptStatistics()
     {
-        if (!Interrupts.IsUsed)
-        {
-            return null;
-        }
-
         var lines = new List<InterruptLineStatistics>();
         for (int line = 0; line < InterruptController.Lines; line++)
         {
-            if (Interrupts.Requests[line] > 0)
+            long past = _posted?.RequestsPast(line) ?? 0;
+            if (Interrupts.Requests[line] + past > 0)
             {
-                lines.Add(new(line, Interrupts.Requests[line], Interrupts.Acknowledgements[line]));
+                long taken = Interrupts.Acknowledgements[line] + past - (_posted?.IsWaiting(line) == true ? 1 : 0);
+                lines.Add(new(line, Interrupts.Requests[line] + past, taken, _posted?.Direct(line) ?? 0));
             }
+        }
+
+        if (!Interrupts.IsUsed && lines.Count == 0)
+        {
+            return null;
         }
 
         return new InterruptStatistics(
@@ -221,6 +240,7 @@ public sealed partial class VirtualMachine : IDisposable
             return;
         }
 
+        _posted?.Close(); // whoever raises a line goes on doing so
         _disk?.Dispose(); // its thread writes guest memory
         _engine.Dispose();
         _userFaults?.Dispose();

@@ -78,10 +78,27 @@ public sealed class InterruptController : IIoDevice
     public void Pulse(int line)
     {
         SetLine(line, true);
+        Release(line);
+    }
+
+    /// <summary>The line falls, its request stays: a pulse that outlasts the acknowledge cycle.</summary>
+    public void Release(int line)
+    {
         Chip chip = line < 8 ? _master : _slave;
         chip.ReleaseLine(line & 7);
         Update();
     }
+
+    /// <summary>Counts what may have changed the answers to all questions.</summary>
+    internal long Version { get; private set; }
+
+    /// <summary>
+    /// The vector that the CPU would be given if a line rose now and nothing else did, to be ended by an end of interrupt; null when there is none.
+    /// </summary>
+    internal byte? VectorIfRaised(int line) =>
+        line < 8 ? (line == CascadeLine ? null : _master.VectorIfRaised(line))
+        : _master.VectorIfRaised(CascadeLine) is null ? null
+        : _slave.VectorIfRaised(line - 8);
 
     /// <summary>The CPU takes an interrupt: the two INTA cycles. Call only while <see cref="Requested"/>.</summary>
     /// <returns>The vector.</returns>
@@ -160,6 +177,7 @@ public sealed class InterruptController : IIoDevice
     {
         _master.SetCascade(_slave.Wants());
         Requested = _master.Wants();
+        Version++;
     }
 
     /// <summary>One 8259A.</summary>
@@ -224,6 +242,20 @@ public sealed class InterruptController : IIoDevice
 
         /// <summary>INT: a request that is neither masked nor held back by one of its own or a higher priority in service.</summary>
         public bool Wants() => _initialized && _initialization == 0 && Next() >= 0;
+
+        /// <summary>
+        /// The vector of a line that rose now; null when it would not be served next, or its service would end without the guest's saying so.
+        /// </summary>
+        public byte? VectorIfRaised(int line) =>
+            _initialized
+            && _initialization == 0
+            && !_poll
+            && !_levelTriggered
+            && !_automaticEoi
+            && (_lines & (1 << line)) == 0
+            && Next(_requested | (1 << line)) == line
+                ? (byte)(_vectorBase | line)
+                : null;
 
         public byte Acknowledge(out int line)
         {
@@ -411,9 +443,11 @@ public sealed class InterruptController : IIoDevice
         }
 
         /// <summary>The line to serve next, or −1.</summary>
-        private int Next()
+        private int Next() => Next(_requested);
+
+        private int Next(int requested)
         {
-            int wanting = _requested & ~_mask;
+            int wanting = requested & ~_mask;
             if (wanting == 0)
             {
                 return -1;

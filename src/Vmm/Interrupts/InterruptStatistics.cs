@@ -13,8 +13,11 @@ public sealed record InterruptStatistics(
 /// <summary>One line of the 8259A pair.</summary>
 /// <param name="Line">0–15.</param>
 /// <param name="Requests">Rising edges, or levels that became active.</param>
-/// <param name="Taken">Of these, how many the CPU has taken, or the guest by polling.</param>
-public sealed record InterruptLineStatistics(int Line, long Requests, long Taken);
+/// <param name="Taken">
+/// Of these, how many the CPU has taken, or the guest by polling. What has gone into the host's kernel counts as taken: it does not tell.
+/// </param>
+/// <param name="Direct">Of these, how many needed no exit: they were not delivered by the VMM.</param>
+public sealed record InterruptLineStatistics(int Line, long Requests, long Taken, long Direct = 0);
 
 /// <summary>Where the ticks of the 8254's channel 0 are: each is requested at once, late, owed, or dropped.</summary>
 /// <param name="Ticks">Rising edges of its output: periods that are over, and one-shots.</param>

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Devices;
@@ -22,6 +23,7 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     public const int MaximumBatch = 512;
 
     private const ulong Nothing = ulong.MaxValue;
+    private const int UpdatesAtATime = 64;
 
     private readonly VirtualCpu _cpu;
     private readonly GuestMemory _memory;
@@ -84,7 +86,10 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     internal bool IsMasked => Volatile.Read(ref Shared->InterruptMask) != 0;
 
     /// <summary>A line is pending that the guest looks for itself.</summary>
-    internal bool HasDirectLines => Volatile.Read(ref Shared->DirectLines) != 0;
+    internal bool HasDirectLines => WaitingDirectLines != 0;
+
+    /// <summary>These lines.</summary>
+    internal ulong WaitingDirectLines => Volatile.Read(ref Shared->DirectLines);
 
     /// <summary>Lets the guest know that an interrupt waits here, or that none does any more.</summary>
     internal void ShowPending(bool pending)
@@ -98,13 +103,16 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
     /// <summary>
     /// From any thread: a device's line goes to the guest without an exit.
     /// </summary>
-    /// <returns>True when the vCPU sleeps and has to be woken by a kick.</returns>
-    internal bool RaiseDirectly(int line)
+    /// <param name="line">The line.</param>
+    /// <param name="asleep">The vCPU sleeps and has to be woken by a kick.</param>
+    /// <returns>False when the line was pending already: of two interrupts the guest sees one.</returns>
+    internal bool RaiseDirectly(int line, out bool asleep)
     {
         SharedInformation* shared = Shared;
-        _ = Interlocked.Or(ref shared->DirectLines, 1UL << line);
+        ulong before = Interlocked.Or(ref shared->DirectLines, 1UL << line);
         _ = Interlocked.Or(ref shared->Pending, SharedInformation.PendingDirectly); // a full barrier: the sleeper looks the other way round
-        return Volatile.Read(ref shared->Blocked) != 0;
+        asleep = Volatile.Read(ref shared->Blocked) != 0;
+        return (before & (1UL << line)) == 0;
     }
 
     /// <summary>Before the vCPU sleeps, and when it has woken.</summary>
@@ -294,20 +302,51 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
             return -HypercallError.BadAddress;
         }
 
-        for (ulong i = 0; i < count; i++)
+        Span<PageTableUpdate> updates = stackalloc PageTableUpdate[UpdatesAtATime];
+        long result = (long)count;
+        for (ulong done = 0; done < count && result >= 0; )
         {
-            PageTableUpdate update = _memory.Read<PageTableUpdate>(records + (i * size));
-            if (update.Entry % sizeof(ulong) != 0 || !_memory.Contains(update.Entry, sizeof(ulong)))
-            {
-                FlushAll();
-                return update.Entry % sizeof(ulong) != 0 ? -HypercallError.Invalid : -HypercallError.BadAddress;
-            }
-
-            _memory.Write(update.Entry, update.Value);
+            Span<PageTableUpdate> part = updates[..(int)Math.Min(count - done, UpdatesAtATime)];
+            _memory.Read(records + (done * size), MemoryMarshal.AsBytes(part));
+            done += (ulong)part.Length;
+            result = UpdatePageTables(part, result);
         }
 
         FlushAll();
-        return (long)count;
+        return result;
+    }
+
+    // Neighbouring entries are written as one: what is derived from them is looked for once.
+    private long UpdatePageTables(ReadOnlySpan<PageTableUpdate> updates, long result)
+    {
+        Span<ulong> values = stackalloc ulong[UpdatesAtATime];
+        for (int i = 0; i < updates.Length; )
+        {
+            ulong first = updates[i].Entry;
+            if (first % sizeof(ulong) != 0)
+            {
+                return -HypercallError.Invalid;
+            }
+
+            int length = 0;
+            while (
+                i < updates.Length
+                && updates[i].Entry == first + ((ulong)length * sizeof(ulong))
+                && _memory.Contains(updates[i].Entry, sizeof(ulong))
+            )
+            {
+                values[length++] = updates[i++].Value;
+            }
+
+            if (length == 0)
+            {
+                return -HypercallError.BadAddress;
+            }
+
+            _memory.Write(first, MemoryMarshal.AsBytes(values[..length]));
+        }
+
+        return result;
     }
 
     // Which linear addresses an entry serves is not the guest's to say here.

@@ -69,7 +69,7 @@ public sealed partial class StorageTests : IDisposable
         Assert.Contains("does not exist", Refusal(Path.Combine(Disk, "deeper")), StringComparison.Ordinal);
         Assert.Contains("is a directory", Refusal(_folder.FullName), StringComparison.Ordinal);
         File.WriteAllBytes(Disk, new byte[511]);
-        Assert.Contains("is empty", Refusal(Disk), StringComparison.Ordinal);
+        Assert.Contains("is empty or not a regular file", Refusal(Disk), StringComparison.Ordinal);
     }
 
     [Fact]
