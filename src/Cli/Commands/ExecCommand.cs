@@ -265,7 +265,9 @@ internal static class ExecCommand
             );
             foreach (InterruptLineStatistics line in interrupts.Lines)
             {
-                output.WriteLine($"   {line.Taken, 12} interrupts  line {line.Line}, of {line.Requests} requests");
+                output.WriteLine(
+                    $"   {line.Taken, 12} interrupts  line {line.Line}, of {line.Requests} requests, {line.Direct} without an exit"
+                );
             }
         }
 

@@ -18,6 +18,7 @@ public static class BenchmarkSuites
                 typeof(AddressSpaceSwitchBenchmarks),
                 typeof(PageTableUpdateBenchmarks),
                 typeof(KickBenchmarks),
+                typeof(InterruptDeliveryBenchmarks),
                 typeof(HardwareExitBenchmarks),
                 typeof(TranslationBenchmarks),
                 typeof(ParavirtualBenchmarks),
@@ -51,6 +52,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(KickBenchmarks))))
         {
             KickLatency.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(InterruptDeliveryBenchmarks))))
+        {
+            InterruptLatency.Print(Console.Out);
         }
 
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TranslationBenchmarks))))
