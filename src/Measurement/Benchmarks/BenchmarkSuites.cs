@@ -19,6 +19,7 @@ public static class BenchmarkSuites
                 typeof(PageTableUpdateBenchmarks),
                 typeof(KickBenchmarks),
                 typeof(InterruptDeliveryBenchmarks),
+                typeof(DiskBenchmarks),
                 typeof(HardwareExitBenchmarks),
                 typeof(TranslationBenchmarks),
                 typeof(ParavirtualBenchmarks),
@@ -67,6 +68,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(ParavirtualBenchmarks))))
         {
             ParavirtualComparison.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(DiskBenchmarks))))
+        {
+            DiskComparison.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));
