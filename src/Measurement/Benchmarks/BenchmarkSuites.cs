@@ -58,6 +58,7 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(InterruptDeliveryBenchmarks))))
         {
             InterruptLatency.Print(Console.Out);
+            PollCost.Print(Console.Out);
         }
 
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TranslationBenchmarks))))

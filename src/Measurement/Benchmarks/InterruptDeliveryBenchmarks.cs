@@ -1,7 +1,11 @@
 using System.Runtime.Versioning;
 using BenchmarkDotNet.Attributes;
+using Iced.Intel;
 using VirtBench.Strategies;
+using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
+using VirtBench.Workloads;
+using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Measurement.Benchmarks;
 
@@ -102,5 +106,105 @@ internal static class InterruptLatency
                 + $"latency median {Quantiles.At(latency, 0.5), 7:F2}   99th percentile {Quantiles.At(latency, 0.99), 8:F2}   "
                 + $"without an exit {(double)line.Direct / line.Requests, 4:P0}"
         );
+    }
+}
+
+/// <summary>
+/// What it costs translated code to look for interrupts that do not come: short loops in ring 0, translated with the looking and without, in
+/// turns.
+/// </summary>
+[SupportedOSPlatform("linux")]
+internal static class PollCost
+{
+    private const int Windows = 200;
+    private const int Loops = 200_000;
+
+    /// <summary>Measures and prints a line per loop.</summary>
+    public static void Print(TextWriter output)
+    {
+        Strategy without = StrategyCatalog.Find("binary-translation")!;
+        if (without.UnavailableReason() is { } reason)
+        {
+            output.WriteLine($"{without.Id}: skipped, {reason}");
+            return;
+        }
+
+        Strategy with = InterruptLatency.With(without, InterruptDelivery.Direct);
+        output.WriteLine($"Looking for interrupts in translated loops, {Windows} windows in turns, ns a round:");
+        Compare(output, with, without, "nothing but the loop", _ => { });
+        Compare(
+            output,
+            with,
+            without,
+            "sixteen additions in a chain",
+            a =>
+            {
+                for (int i = 0; i < 16; i++)
+                {
+                    a.add(rax, rbx);
+                }
+            }
+        );
+        Compare(
+            output,
+            with,
+            without,
+            "a chain through RCX",
+            a =>
+            {
+                for (int i = 0; i < 4; i++)
+                {
+                    a.imul(rcx, rcx, 3);
+                }
+            }
+        );
+        Compare(
+            output,
+            with,
+            without,
+            "a call and its return",
+            a =>
+            {
+                Label function = a.CreateLabel();
+                Label behind = a.CreateLabel();
+                a.call(function);
+                a.jmp(behind);
+                a.Label(ref function);
+                a.nop();
+                a.ret();
+                a.Label(ref behind);
+                a.nop();
+            }
+        );
+    }
+
+    private static void Compare(
+        TextWriter output,
+        Strategy with,
+        Strategy without,
+        string name,
+        Action<GuestAssembler> body
+    )
+    {
+        using var looking = new RepeatingGuest(with, Loops, body);
+        using var plain = new RepeatingGuest(without, Loops, body);
+        double[] first = new double[Windows];
+        double[] second = new double[Windows];
+        for (int i = -Windows / 10; i < Windows; i++)
+        {
+            first[Math.Max(i, 0)] = Time(plain);
+            second[Math.Max(i, 0)] = Time(looking);
+        }
+
+        double[] more = [.. second.Zip(first, (one, other) => one - other)];
+        Quantiles.Print(output, name, first, "F2");
+        Quantiles.Print(output, $"{name}, looking adds", more, "F2");
+    }
+
+    private static double Time(RepeatingGuest guest)
+    {
+        double start = HostClock.Instance.Nanoseconds;
+        guest.Run();
+        return (HostClock.Instance.Nanoseconds - start) / Loops;
     }
 }
