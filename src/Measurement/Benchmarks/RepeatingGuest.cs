@@ -70,7 +70,8 @@ internal sealed class RepeatingGuest : IDisposable
         byte[] code = MachineCode.Assemble(a, Entry);
         var segment = new ImageSegment(Entry, code, (ulong)code.Length, Executable: true);
         machine.Load(
-            new GuestImage("benchmark", Entry, [segment]), new BootOptions { Paravirtual = guestInterface == GuestInterface.Paravirtual }
+            new GuestImage("benchmark", Entry, [segment]),
+            new BootOptions { Paravirtual = guestInterface == GuestInterface.Paravirtual }
         );
     }
 

@@ -695,8 +695,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     {
         _ = Complete();
         LeaveRegisters();
-        bool certain =
-            _cpu.Cpl == 0 && _hypercallEnds.Contains(_cpu.Rip) && (_cpu.Rflags & Rflags.Iopl) != Rflags.Iopl;
+        bool certain = _cpu.Cpl == 0 && _hypercallEnds.Contains(_cpu.Rip) && (_cpu.Rflags & Rflags.Iopl) != Rflags.Iopl;
         if (!certain)
         {
             KvmState.Save(_cpu, _machine);

@@ -417,21 +417,39 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
 
     private EmulationResult ReturnFromInterrupt(out GuestEvent guestEvent)
     {
+        // R11, RCX and RAX as the page has saved them, the return address, the mask, and the frame.
+        const int returnAddress = HypercallPage.SavedByReturn;
+        const int mask = returnAddress + sizeof(ulong);
+        const int frame = mask + sizeof(ulong);
         Synchronize();
-        if (!_emulator.TryReadStack(sizeof(ulong), out ulong mask, out guestEvent))
+        EmulationResult result = EmulationResult.Event;
+        if (
+            _emulator.TryReadStack(0, out ulong r11, out guestEvent)
+            && _emulator.TryReadStack(sizeof(ulong), out ulong rcx, out guestEvent)
+            && _emulator.TryReadStack(2 * sizeof(ulong), out ulong rax, out guestEvent)
+            && _emulator.TryReadStack(mask, out ulong newMask, out guestEvent)
+        )
         {
-            return EmulationResult.Event;
+            _cpu.Rsp += frame;
+            result = _emulator.ReturnFromInterrupt(out guestEvent);
+            if (result == EmulationResult.Event)
+            {
+                _cpu.Rsp -= frame;
+            }
+            else
+            {
+                _cpu.Rax = rax;
+                _cpu[Gpr.Rcx] = rcx;
+                _cpu[Gpr.R8 + 3] = r11;
+                Volatile.Write(ref Shared->InterruptMask, newMask);
+            }
         }
 
-        _cpu.Rsp += 2 * sizeof(ulong);
-        EmulationResult result = _emulator.ReturnFromInterrupt(out guestEvent);
         if (result == EmulationResult.Event)
         {
-            _cpu.Rsp -= 2 * sizeof(ulong);
-            return result;
+            _cpu.Rip = HypercallPage.BeforeReturnExit; // a handler that mends it comes back here
         }
 
-        Volatile.Write(ref Shared->InterruptMask, mask);
         TakeOver();
         return result;
     }

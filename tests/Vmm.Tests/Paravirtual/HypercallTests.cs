@@ -301,11 +301,11 @@ public sealed class HypercallTests : IDisposable
     }
 
     [Fact]
-    public void Interrupt_return_takes_the_new_mask_and_the_frame_from_the_stack()
+    public void Interrupt_return_takes_registers_the_new_mask_and_the_frame_from_the_stack()
     {
         VirtualMachine vm = Boot();
         ulong stack = PhysicalLayout.StackTop - 0x100;
-        ulong[] frame = [0xDEAD, 0, Code, 8, Rflags.AlwaysSet | Rflags.If, stack + 0x80, 0x10];
+        ulong[] frame = [11, 12, 13, 0xDEAD, 0, Code, 8, Rflags.AlwaysSet | Rflags.If, stack + 0x80, 0x10];
         for (int i = 0; i < frame.Length; i++)
         {
             vm.Memory.Write(stack + ((ulong)i * 8), frame[i]);
@@ -321,6 +321,8 @@ public sealed class HypercallTests : IDisposable
         {
             Assert.Equal(Code, cpu.Rip);
             Assert.Equal(stack + 0x80, cpu.Rsp);
+            Assert.Equal((13u, 12u, 11u), (cpu.Rax, cpu[Gpr.Rcx], cpu[11]));
+            cpu.Rax = 0;
             return new VmExit(VmExitReason.PrivilegedInstruction);
         });
         Assert.Equal(RunEnd.Exited, Run(vm).End);
@@ -332,8 +334,8 @@ public sealed class HypercallTests : IDisposable
     {
         VirtualMachine vm = Boot();
         ulong stack = PhysicalLayout.StackTop - 0x100;
-        vm.Memory.Write(stack + 16, 0x8000_0000_0000_0000UL); // RIP: not canonical
-        vm.Memory.Write(stack + 24, 8UL);
+        vm.Memory.Write(stack + 40, 0x8000_0000_0000_0000UL); // RIP: not canonical
+        vm.Memory.Write(stack + 48, 8UL);
         _engine.Script.Enqueue(cpu =>
         {
             cpu.Rsp = stack;
