@@ -44,7 +44,8 @@ public enum HypercallNumber
 
     /// <summary>
     /// IRETQ with a new mask: on the stack above the return address, which is dropped, the new value of
-    /// <see cref="SharedInformation.InterruptMask"/>, then RIP, CS, RFLAGS, RSP and SS. Keeps every register; does not return.
+    /// <see cref="SharedInformation.InterruptMask"/>, then RIP, CS, RFLAGS, RSP and SS. Keeps every register; does not return. Needs room for three
+    /// quadwords below.
     /// </summary>
     InterruptReturn,
 

@@ -11,14 +11,14 @@ namespace VirtBench.Vmm.Paravirtual;
 /// <code>
 /// 0    an entry that leaves the guest: NOPs, mov eax, number, the engine's exit, and at 27 what follows it
 ///      or one that does not: jmp to its body
-/// 400h bodies, 128 bytes apart, and in each one's second half what goes with its exit: the same code whatever the engine
+/// 180h how InterruptReturn leaves: push rax, rcx, r11, mov eax, number, the engine's exit
+/// 400h bodies, 128 bytes apart: the same code whatever the engine
 /// </code>
-/// InterruptReturn keeps every register: RAX, RCX and R11 are pushed in its second half before its exit, which is an entry of its own.
 /// Where guest ring 0 runs on the hardware's terms, it does for itself what it can: there MOV to CR3 costs less than a way to the VMM.
 /// </summary>
 /// <remarks>
 /// A guest that was stopped in the page while it was filled anew for another engine goes on rightly: up to the exit an entry has changed
-/// nothing but RAX, RCX and R11, and starts over; behind it and in the bodies all pages are alike.
+/// nothing but RAX, RCX and R11, and starts over; behind it and in the bodies all pages are alike. What has been pushed stays so.
 /// </remarks>
 public static class HypercallPage
 {
@@ -37,14 +37,17 @@ public static class HypercallPage
     /// </summary>
     public const ulong FaultAddressEntry = PhysicalLayout.HypercallPage + (Count * EntrySize);
 
+    /// <summary>Bytes that InterruptReturn has on the stack where it leaves the guest: R11, RCX, RAX.</summary>
+    internal const int SavedByReturn = 3 * sizeof(ulong);
+
+    private const int ReturnExit = (Count + 1) * EntrySize;
+    private const int ReturnExitLength = PushesLength + MoveLength + MaximumExitLength;
+    private const int PushesLength = 4; // one byte each for RAX and RCX, two for R11
     private const int Behind = 27; // room for a long jump to the end of the entry
     private const int MoveLength = 5; // mov eax, imm32
     private const int Bodies = 0x400;
     private const int BodySize = 0x80;
     private const int BlockEnd = Bodies + ((int)HypercallNumber.Block * BodySize) + (BodySize / 2);
-    private const int ReturnStart = Bodies + ((int)HypercallNumber.InterruptReturn * BodySize) + (BodySize / 2);
-    private const int ReturnExit = (Count + 1) * EntrySize;
-    private const int EntriesEnd = ReturnExit + EntrySize;
 
     private static readonly AssemblerMemoryOperand Mask = __qword_ptr[PhysicalLayout.SharedInfoPage];
 
@@ -71,23 +74,13 @@ public static class HypercallPage
             {
                 Place(page, number * EntrySize, EntrySize, a => a.jmp(AddressOf(Bodies + (number * BodySize))));
             }
-            else if (number == (int)HypercallNumber.InterruptReturn)
-            {
-                Place(page, number * EntrySize, EntrySize, a => a.jmp(AddressOf(ReturnStart)));
-            }
             else
             {
-                Place(
-                    page,
-                    number * EntrySize,
-                    EntrySize,
-                    a => Leave(a, (HypercallNumber)number, number * EntrySize, engine)
-                );
+                Place(page, number * EntrySize, EntrySize, a => Leave(a, (HypercallNumber)number, engine));
             }
         }
 
-        Place(page, ReturnStart, BodySize / 2, SaveForReturn);
-        Place(page, ReturnExit, EntrySize, a => Leave(a, HypercallNumber.InterruptReturn, ReturnExit, engine));
+        Place(page, ReturnExit, EntrySize, a => LeaveToReturn(a, engine));
 
         Place(
             page,
@@ -124,7 +117,12 @@ public static class HypercallPage
     internal static ulong GoOnFrom(ulong rip)
     {
         ulong offset = rip - PhysicalLayout.HypercallPage;
-        return offset < EntriesEnd && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
+        if (offset - ReturnExit is > (ulong)PushesLength and < (ulong)ReturnExitLength)
+        {
+            return AddressOf(ReturnExit + PushesLength);
+        }
+
+        return offset < (Count + 1) * EntrySize && offset % EntrySize < Behind ? rip - (offset % EntrySize) : rip;
     }
 
     private static ulong AddressOf(int offset) => PhysicalLayout.HypercallPage + (ulong)offset;
@@ -145,14 +143,18 @@ public static class HypercallPage
         code.ToArray().CopyTo(page, offset);
     }
 
-    private static void Leave(Assembler a, HypercallNumber number, int entry, IExecutionEngine engine)
+    private static void Leave(Assembler a, HypercallNumber number, IExecutionEngine engine)
     {
-        ulong end = AddressOf(entry + Behind);
-        byte[] exit = new byte[MaximumExitLength];
-        int length = engine.EncodeHypercall(exit, end);
-        a.nop(MaximumExitLength - length);
+        if (number == HypercallNumber.InterruptReturn)
+        {
+            a.jmp(AddressOf(ReturnExit));
+            return;
+        }
+
+        byte[] exit = Encode(engine, EntryOf(number) + Behind);
+        a.nop(MaximumExitLength - exit.Length);
         a.mov(eax, (int)number);
-        a.db(exit[..length]);
+        a.db(exit);
         if (number == HypercallNumber.Block)
         {
             a.jmp(AddressOf(BlockEnd));
@@ -163,14 +165,27 @@ public static class HypercallPage
         }
     }
 
-    // The VMM takes them back from there: an exit clobbers them.
-    private static void SaveForReturn(Assembler a)
+    // It keeps every register, though an exit does not. NOPs behind the MOV, so that the exit ends at the same place in every page.
+    private static void LeaveToReturn(Assembler a, IExecutionEngine engine)
     {
+        byte[] exit = Encode(engine, AddressOf(ReturnExit + ReturnExitLength));
         a.push(rax);
         a.push(rcx);
         a.push(r11);
-        a.jmp(AddressOf(ReturnExit));
+        a.mov(eax, (int)HypercallNumber.InterruptReturn);
+        a.nop(MaximumExitLength - exit.Length);
+        a.db(exit);
     }
+
+    private static byte[] Encode(IExecutionEngine engine, ulong end)
+    {
+        byte[] exit = new byte[MaximumExitLength];
+        int length = engine.EncodeHypercall(exit, end);
+        return exit[..length];
+    }
+
+    /// <summary>Where the guest is when InterruptReturn, which does not return, has left and could not be done: before the exit again.</summary>
+    internal static ulong BeforeReturnExit => AddressOf(ReturnExit + PushesLength);
 
     // What guest ring 0 can do by itself.
     private static Action<Assembler>? Body(HypercallNumber number) =>

@@ -415,34 +415,41 @@ public sealed unsafe class Hypercalls : Interrupts.ITimer
         return (long)length;
     }
 
-    // On the stack: R11, RCX and RAX as the hypercall page has saved them, the return address, the mask, the frame.
     private EmulationResult ReturnFromInterrupt(out GuestEvent guestEvent)
     {
-        const int word = sizeof(ulong);
-        const int frame = 5 * word;
+        // R11, RCX and RAX as the page has saved them, the return address, the mask, and the frame.
+        const int returnAddress = HypercallPage.SavedByReturn;
+        const int mask = returnAddress + sizeof(ulong);
+        const int frame = mask + sizeof(ulong);
         Synchronize();
+        EmulationResult result = EmulationResult.Event;
         if (
-            !_emulator.TryReadStack(0, out ulong r11, out guestEvent)
-            || !_emulator.TryReadStack(word, out ulong rcx, out guestEvent)
-            || !_emulator.TryReadStack(2 * word, out ulong rax, out guestEvent)
-            || !_emulator.TryReadStack(4 * word, out ulong mask, out guestEvent)
+            _emulator.TryReadStack(0, out ulong r11, out guestEvent)
+            && _emulator.TryReadStack(sizeof(ulong), out ulong rcx, out guestEvent)
+            && _emulator.TryReadStack(2 * sizeof(ulong), out ulong rax, out guestEvent)
+            && _emulator.TryReadStack(mask, out ulong newMask, out guestEvent)
         )
         {
-            return EmulationResult.Event;
+            _cpu.Rsp += frame;
+            result = _emulator.ReturnFromInterrupt(out guestEvent);
+            if (result == EmulationResult.Event)
+            {
+                _cpu.Rsp -= frame;
+            }
+            else
+            {
+                _cpu.Rax = rax;
+                _cpu[Gpr.Rcx] = rcx;
+                _cpu[Gpr.R8 + 3] = r11;
+                Volatile.Write(ref Shared->InterruptMask, newMask);
+            }
         }
 
-        _cpu.Rsp += frame;
-        EmulationResult result = _emulator.ReturnFromInterrupt(out guestEvent);
         if (result == EmulationResult.Event)
         {
-            _cpu.Rsp -= frame;
-            return result;
+            _cpu.Rip = HypercallPage.BeforeReturnExit; // a handler that mends it comes back here
         }
 
-        _cpu[Gpr.R8 + 3] = r11;
-        _cpu[Gpr.Rcx] = rcx;
-        _cpu.Rax = rax;
-        Volatile.Write(ref Shared->InterruptMask, mask);
         TakeOver();
         return result;
     }

@@ -3,6 +3,7 @@ using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Cpu;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Memory;
+using VirtBench.Vmm.Paravirtual;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace VirtBench.Strategies.Tests.Translated;
@@ -70,18 +71,22 @@ internal sealed class BehaviourGuest : IDisposable
 
     private static readonly TimeSpan Ample = TimeSpan.FromSeconds(60);
 
-    private readonly IExecutionEngine _engine;
+    private IExecutionEngine _engine;
     private ulong _nextTable = Tables + 0x1000;
 
     public BehaviourGuest(string strategy, int ring, Action<Assembler>? program = null)
         : this(StrategyCatalog.Find(strategy)!, ring, program) { }
 
-    public BehaviourGuest(Strategy strategy, int ring, Action<Assembler>? program = null)
+    /// <param name="strategy">Under which strategy.</param>
+    /// <param name="ring">0 or 3.</param>
+    /// <param name="program">What it executes.</param>
+    /// <param name="paravirtual">It is offered the paravirtual interface; both pages are mapped for both rings.</param>
+    public BehaviourGuest(Strategy strategy, int ring, Action<Assembler>? program = null, bool paravirtual = false)
     {
         Strategy = strategy;
         Assert.SkipWhen(Strategy.UnavailableReason() is not null, Strategy.UnavailableReason() ?? "");
         Assert.SkipWhen(
-            ring == 0 && Strategy.EmulatesRingZero,
+            ring == 0 && Strategy.EmulatesRingZero && !paravirtual,
             "guest ring 0 runs in the kernel's instruction emulator on this host"
         );
         Ring = ring;
@@ -90,7 +95,7 @@ internal sealed class BehaviourGuest : IDisposable
         _engine = engine;
         Machine.Load(
             new GuestImage("behaviour", Start, [new ImageSegment(Start, new byte[] { 0xF4 }, 0x1000, true)]),
-            new BootOptions()
+            new BootOptions { Paravirtual = paravirtual }
         );
         for (ulong page = 0; page < RamBytes; page += GuestMemory.PageSize)
         {
@@ -112,7 +117,7 @@ internal sealed class BehaviourGuest : IDisposable
 
         cpu.Rsp = StackTop;
         cpu.Rip = Start;
-        cpu.Rflags = Rflags.AlwaysSet;
+        cpu.Rflags = Rflags.AlwaysSet | (paravirtual ? Rflags.If : 0);
         if (program is not null)
         {
             Write(Start, program);
@@ -125,7 +130,7 @@ internal sealed class BehaviourGuest : IDisposable
         get
         {
             var cases = new TheoryData<string, int>();
-            foreach (Strategy strategy in StrategyCatalog.All.Where(strategy => strategy.RunsPrivilegedGuests))
+            foreach (Strategy strategy in StrategyCatalog.All.Where(Runs))
             {
                 cases.Add(strategy.Id, 0);
                 cases.Add(strategy.Id, 3);
@@ -134,6 +139,10 @@ internal sealed class BehaviourGuest : IDisposable
             return cases;
         }
     }
+
+    // What runs the others' guests too is the same engines.
+    private static bool Runs(Strategy strategy) =>
+        strategy is { RunsPrivilegedGuests: true, Interface: GuestInterface.Native };
 
     public Strategy Strategy { get; }
 
@@ -196,6 +205,9 @@ internal sealed class BehaviourGuest : IDisposable
     /// <summary>Guest-physical (and linear) address of the page table entry of an address.</summary>
     public ulong PteOf(ulong linear) => PteOf(Tables, linear);
 
+    /// <summary>The same in another address space.</summary>
+    public ulong PteIn(ulong root, ulong linear) => PteOf(root, linear);
+
     private ulong PteOf(ulong root, ulong linear)
     {
         ulong table = root;
@@ -253,6 +265,10 @@ internal sealed class BehaviourGuest : IDisposable
 
         Machine.Cpu.Rflags |= Rflags.If;
     }
+
+    /// <summary>Lets the guest go on under another strategy.</summary>
+    public void SwitchEngine(Strategy to) =>
+        Machine.SwitchEngine((cpu, memory) => _engine = to.CreateEngine(cpu, memory));
 
     /// <summary>Runs to the end and returns the status.</summary>
     public byte Run()
@@ -377,11 +393,16 @@ internal sealed class BehaviourGuest : IDisposable
         Memory.Write(Handlers, stream.ToArray());
         for (int vector = 0; vector < 256; vector++)
         {
-            ulong entry = result.GetLabelRIP(entries[vector]);
-            const ulong gate = (8UL << 16) | (1UL << 32) | (0xEEUL << 40); // ring 0 code, IST 1, DPL 3, interrupt gate
-            Memory.Write(Idt + (16 * (ulong)vector), (entry & 0xFFFF) | gate | (entry >> 16 << 48));
-            Memory.Write(Idt + (16 * (ulong)vector) + 8, entry >> 32);
+            SetGate((byte)vector, result.GetLabelRIP(entries[vector]));
         }
+    }
+
+    /// <summary>Has a vector's gate lead to another handler, in ring 0.</summary>
+    public void SetGate(byte vector, ulong entry)
+    {
+        const ulong gate = (8UL << 16) | (1UL << 32) | (0xEEUL << 40); // ring 0 code, IST 1, DPL 3, interrupt gate
+        Memory.Write(Idt + (16 * (ulong)vector), (entry & 0xFFFF) | gate | (entry >> 16 << 48));
+        Memory.Write(Idt + (16 * (ulong)vector) + 8, entry >> 32);
     }
 
     // On the stack: vector, error code, then the processor's frame. Goes on behind the store.
