@@ -73,6 +73,20 @@ internal static class Choice
             ];
     }
 
+    /// <summary>A strategy that this host can run, with one way of delivering device interrupts.</summary>
+    public static Strategy Delivering(Strategy strategy, string way)
+    {
+        InterruptDelivery delivery = Deliveries([way]) is [var only]
+            ? only
+            : throw new UsageException($"--interrupt-delivery {way}: give one way, a guest has one at a time");
+        return strategy.WhyNotDelivered(delivery) is { } reason
+            ? throw new JobException(
+                $"--interrupt-delivery {way} is not available here: {reason}",
+                ExitCode.GuestNotRun
+            )
+            : StrategyCatalog.Delivering([strategy], [delivery])[0];
+    }
+
     /// <summary>The workloads named, or all when the option is left out.</summary>
     public static IReadOnlyList<Workload> Workloads(string[] words) =>
         Of(words, WorkloadCatalog.All, workload => workload.Id, "workload", "workloads");

@@ -121,7 +121,7 @@ public static class GuestRun
         };
         if (options.Disk is { } described)
         {
-            Attach(machine, described.Open());
+            Attach(machine, described.Open(), strategy.Delivery);
         }
 
         if (options.TranslationObserver is { } observer && !machine.ObserveTranslation(observer))
@@ -213,11 +213,11 @@ public static class GuestRun
         };
     }
 
-    private static void Attach(VirtualMachine machine, Disk disk)
+    private static void Attach(VirtualMachine machine, Disk disk, InterruptDelivery delivery)
     {
         try
         {
-            machine.AttachDisk(disk);
+            machine.AttachDisk(disk, delivery);
         }
         catch
         {

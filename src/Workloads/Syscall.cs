@@ -69,7 +69,36 @@ public sealed class Syscall : SlottedWorkload
         a.Label(ref leave);
         a.mov(rsp, rbp);
         a.jmp(r10);
-        return [new InterruptGate(Vector.InvalidOpcode, leave)];
+        var gates = new List<InterruptGate> { new(Vector.InvalidOpcode, leave) };
+        if (a.Interface == GuestInterface.Paravirtual)
+        {
+            gates.Add(EmitEnteredInRing3(a));
+        }
+
+        return gates;
+    }
+
+    /// <summary>
+    /// A kernel for a monitor knows its monitors: kvm_pvm comes from SYSCALL to the handler still in ring 3, which may not fetch there, with
+    /// RCX and R11 as they should be. The page fault is the system call. Under the native interface that is the end, since SYSRETQ would be it
+    /// there anyway.
+    /// </summary>
+    private static InterruptGate EmitEnteredInRing3(GuestAssembler a)
+    {
+        Label fault = a.CreateLabel("entered in ring 3");
+        Label isCall = a.CreateLabel();
+        a.Label(ref fault);
+        a.ReadFaultAddress(rax);
+        a.cmp(rax, (int)SystemArea.Code);
+        a.je(isCall);
+        a.ud2();
+        a.Label(ref isCall);
+        a.inc(__qword_ptr[Counter]);
+        a.add(rsp, 8); // the error code
+        a.mov(__[rsp], rcx);
+        a.mov(__[rsp + 16], r11);
+        a.InterruptReturn();
+        return new InterruptGate(Vector.PageFault, fault);
     }
 
     /// <summary>GDT, TSS, the MSRs of SYSCALL, page tables. Clobbers rax, rcx, rdx, rdi and r11.</summary>

@@ -59,7 +59,7 @@ public abstract class Workload
     /// </summary>
     public virtual bool UsesDeviceInterrupts => false;
 
-    /// <summary>The disk that its guests need; null for none. The images say the same.</summary>
+    /// <summary>The disk that its guests need, apart from its content; null for none. The images say it in full.</summary>
     public virtual DiskRequirement? Disk => null;
 
     /// <summary>Largest k that a unit of this workload has room for.</summary>

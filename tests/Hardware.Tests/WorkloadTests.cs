@@ -90,7 +90,7 @@ public sealed class WorkloadTests
         Assert.Equal(0, guest.RunToExit());
         MeasuredRegion region = Assert.Single(guest.Machine.Regions);
         Assert.Equal((Workload.MeasuredRegionId, Units), (region.Id, region.Units));
-        if (strategy == HardwareGuest.Hardware && workload is SlottedWorkload)
+        if (strategy == HardwareGuest.Hardware && workload is SlottedWorkload { Disk: null })
         {
             // Port I/O and halts leave the kernel, nothing else does.
             long traps = workload.TrapsUnder(GuestInterface.Native, guest.Machine.Capabilities) ? k * (long)Units : 0;

@@ -116,6 +116,11 @@ public sealed class AbsentMemoryTests
             Assert.Skip(unable.Message);
         }
 
+        if (image.Disk is { } disk)
+        {
+            machine.AttachDisk(disk.Create());
+        }
+
         machine.Cpu.CopyFrom(source.Cpu);
         engine.LoadLazyState();
         engine.SwitchAddressSpace();

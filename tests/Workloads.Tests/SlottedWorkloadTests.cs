@@ -7,6 +7,10 @@ namespace VirtBench.Workloads.Tests;
 
 public sealed class SlottedWorkloadTests
 {
+    /// <summary>Those that need no disk: the reference machine has none.</summary>
+    private static IEnumerable<SlottedWorkload> Slotted =>
+        WorkloadCatalog.All.OfType<SlottedWorkload>().Where(workload => workload.Disk is null);
+
     /// <summary>What stands between the markers besides the units: test, jz, call, ret, nop, operands, high half of the units.</summary>
     private static long OutsideUnits(Workload workload, GuestInterface guestInterface = GuestInterface.Native)
     {
@@ -18,7 +22,7 @@ public sealed class SlottedWorkloadTests
     public static TheoryData<string, int, GuestInterface> EveryDensity()
     {
         var data = new TheoryData<string, int, GuestInterface>();
-        foreach (SlottedWorkload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
+        foreach (SlottedWorkload workload in Slotted)
         {
             for (int k = 0; k <= workload.MaximumTrapsPerUnit; k++)
             {
@@ -33,7 +37,7 @@ public sealed class SlottedWorkloadTests
     public static TheoryData<string, GuestInterface> EachInterface()
     {
         var data = new TheoryData<string, GuestInterface>();
-        foreach (Workload workload in WorkloadCatalog.All.OfType<SlottedWorkload>())
+        foreach (Workload workload in Slotted)
         {
             data.Add(workload.Id, GuestInterface.Native);
             data.Add(workload.Id, GuestInterface.Paravirtual);
@@ -42,8 +46,7 @@ public sealed class SlottedWorkloadTests
         return data;
     }
 
-    public static TheoryData<string> Ids() =>
-        [.. WorkloadCatalog.All.OfType<SlottedWorkload>().Select(workload => workload.Id)];
+    public static TheoryData<string> Ids() => [.. Slotted.Select(workload => workload.Id)];
 
     private static Workload Find(string id) => WorkloadCatalog.Find(id)!;
 
@@ -376,6 +379,8 @@ public sealed class SlottedWorkloadTests
                 "pte-update",
                 "timer-interrupt",
                 "self-modifying",
+                "disk-stream",
+                "disk-io",
                 "mini-os",
                 "compute-hash",
                 "compute-mix",

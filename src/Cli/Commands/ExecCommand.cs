@@ -49,6 +49,12 @@ internal static class ExecCommand
         "FILE|-"
     );
 
+    private static readonly Option<string> Delivery = new("--interrupt-delivery")
+    {
+        Description = "How the disk's interrupts reach the guest: exit (when left out), coalesced or direct",
+        HelpName = "WAY",
+    };
+
     private static readonly Option<bool> CountLookups = new("--count-lookups")
     {
         Description = "Count the indirect branches of translated code that find their target inline, which costs time",
@@ -84,6 +90,7 @@ internal static class ExecCommand
             strict,
             DumpTranslation,
             CountLookups,
+            Delivery,
             json,
         };
         DiskOptions.AddTo(command);
@@ -122,6 +129,11 @@ internal static class ExecCommand
                         : throw new UsageException(
                             $"--count-lookups: {strategy.Id} looks no branch up; use --strategy binary-translation"
                         );
+            }
+
+            if (parsed.GetValue(Delivery) is { } way)
+            {
+                strategy = Choice.Delivering(strategy, way);
             }
 
             return Execute(
@@ -265,7 +277,9 @@ internal static class ExecCommand
             );
             foreach (InterruptLineStatistics line in interrupts.Lines)
             {
-                output.WriteLine($"   {line.Taken, 12} interrupts  line {line.Line}, of {line.Requests} requests");
+                output.WriteLine(
+                    $"   {line.Taken, 12} interrupts  line {line.Line}, of {line.Requests} requests, {line.Direct} without an exit"
+                );
             }
         }
 

@@ -18,6 +18,8 @@ public static class BenchmarkSuites
                 typeof(AddressSpaceSwitchBenchmarks),
                 typeof(PageTableUpdateBenchmarks),
                 typeof(KickBenchmarks),
+                typeof(InterruptDeliveryBenchmarks),
+                typeof(DiskBenchmarks),
                 typeof(HardwareExitBenchmarks),
                 typeof(TranslationBenchmarks),
                 typeof(ParavirtualBenchmarks),
@@ -53,6 +55,12 @@ public static class BenchmarkSuites
             KickLatency.Print(Console.Out);
         }
 
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(InterruptDeliveryBenchmarks))))
+        {
+            InterruptLatency.Print(Console.Out);
+            PollCost.Print(Console.Out);
+        }
+
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(TranslationBenchmarks))))
         {
             TranslationComparison.Print(Console.Out);
@@ -61,6 +69,11 @@ public static class BenchmarkSuites
         if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(ParavirtualBenchmarks))))
         {
             ParavirtualComparison.Print(Console.Out);
+        }
+
+        if (OperatingSystem.IsLinux() && summaries.Any(summary => Ran(summary, typeof(DiskBenchmarks))))
+        {
+            DiskComparison.Print(Console.Out);
         }
 
         return summaries.Count > 0 && summaries.All(summary => summary.Reports.All(report => report.Success));

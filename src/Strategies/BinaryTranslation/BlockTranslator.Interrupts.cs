@@ -148,9 +148,12 @@ internal sealed unsafe partial class BlockTranslator
         MarkComputed(RipSource.Rcx, both);
         EmitTableJump(ref _w, branch);
 
-        // Interrupts are off: the guest goes on, and is looked after again at the next poll.
+        // Interrupts are off: the guest goes on, and leaves where it sets the flag. It must not look again before that, since a look that stands
+        // before a branch would find the same and never come to the branch.
         _w.PatchToHere(off);
         MarkComputed(RipSource.Delivery, Repairs.None);
+        _w.StoreByte(WindowWanted, 1);
+        _w.StoreByte(NothingWanted, 1);
         RestoreFlags();
         _w.Load(Rsp, SavedOther);
         _w.Load(Gpr.Rax, SavedRax);

@@ -73,7 +73,7 @@ public abstract class KvmStrategy : Strategy
                     ),
             },
             keepsClock: paravirtual && ownClock is null,
-            kernelInterrupts: delivery == InterruptDelivery.Direct
+            kernelInterrupts: delivery == InterruptDelivery.Direct && !paravirtual // whose guest looks for itself
         );
     }
 }

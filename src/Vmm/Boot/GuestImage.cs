@@ -20,7 +20,7 @@ public sealed record ImageSegment(
 /// <param name="Segments">What goes where.</param>
 public sealed record GuestImage(string Name, ulong Entry, IReadOnlyList<ImageSegment> Segments)
 {
-    /// <summary>The disk that whoever runs it attaches; null when it needs none.</summary>
+    /// <summary>The disk that it finds unless another one is attached; null when it needs none.</summary>
     public DiskRequirement? Disk { get; init; }
 
     /// <summary>Checks what does not depend on the VM: sizes, overlaps, and that the entry lies in code.</summary>

@@ -14,10 +14,16 @@ public sealed record DiskRequirement(
     int QueueDepth = 32
 )
 {
+    /// <summary>What the disk begins with, in whole sectors, instead of what the seed says.</summary>
+    public ReadOnlyMemory<byte> Content { get; init; }
+
     /// <summary>Such a disk, new.</summary>
-    public Disk Create() =>
-        new(
-            new RamStorage(Bytes, Seed),
+    public Disk Create()
+    {
+        var storage = new RamStorage(Bytes, Seed);
+        storage.Write(0, Content.Span);
+        return new Disk(
+            storage,
             new DiskTiming
             {
                 MeanNanoseconds = ServiceNanoseconds,
@@ -26,4 +32,5 @@ public sealed record DiskRequirement(
                 Seed = Seed,
             }
         );
+    }
 }

@@ -216,9 +216,7 @@ internal sealed class DiskService : IDisposable
         }
 
         _ = Interlocked.Exchange(ref _watched, 1);
-
-        // What has been completed since the last look is posted before the service settles: so it is asked in this order.
-        return Volatile.Read(ref _settled) != Volatile.Read(ref _notified) || HasPosted;
+        return Volatile.Read(ref _settled) != Volatile.Read(ref _notified);
     }
 
     /// <summary>On a computed clock, vCPU thread: lets everything happen that is due.</summary>

@@ -83,7 +83,8 @@ public sealed partial class VirtualMachine
 
     private bool DiskMayWake()
     {
-        if (_disk is null || !_disk.MayYetComplete())
+        // What has been completed since the last look is posted before the service settles: so it is asked in this order.
+        if (_disk is null || (!_disk.MayYetComplete() && !_disk.HasPosted))
         {
             return false;
         }

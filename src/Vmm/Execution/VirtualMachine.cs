@@ -105,13 +105,18 @@ public sealed partial class VirtualMachine : IDisposable
     /// <summary>Regions that the guest has measured so far.</summary>
     public IReadOnlyList<MeasuredRegion> Regions => _measurement.Regions;
 
-    /// <summary>Puts an image and the boot tables into memory.</summary>
+    /// <summary>Puts an image and the boot tables into memory. The disk that the image needs is attached, when none is.</summary>
     /// <exception cref="GuestImageException">The image does not fit.</exception>
     public void Load(GuestImage image, BootOptions options)
     {
         // First, since the engine may have half an instruction of the guest before to get over with.
         _engine.LoadLazyState();
         _engineFailure = null;
+        if (image.Disk is { } needed && _disk is null)
+        {
+            AttachDisk(needed.Create());
+        }
+
         BootLoader.Load(image, options, Cpu, Memory, _engine.Clock.TicksPerSecond);
         if (_hypercalls is not null && !options.Paravirtual)
         {

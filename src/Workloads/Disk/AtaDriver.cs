@@ -217,6 +217,11 @@ internal sealed class AtaDriver(GuestAssembler assembler, ulong memory) : DiskDr
         A.je(over);
         A.WaitForInterrupt();
         A.jmp(Wait);
+        A.Label(ref Poll);
+        A.cmp(IsBusy, 0);
+        A.je(over);
+        A.call(Service); // which asks the device
+        A.jmp(Poll);
         A.Label(ref over);
         A.ret();
     }

@@ -42,6 +42,7 @@ internal enum DiskTransfer
 ///             edx bytes, ecx DiskTransfer       QueueDepth are in flight
 /// Notify                                        tells the device of what has been submitted: once for all of it
 /// Wait        edi tag                           sleeps until the request of that tag is over
+/// Poll        edi tag                           the same without sleeping, for a kernel that has no interrupts yet
 /// Service                                       the line has come: from the interrupt handler, or without an exit
 /// </code>
 /// </remarks>
@@ -70,6 +71,7 @@ internal abstract class DiskDriver
         Submit = assembler.CreateLabel("disk-submit");
         Notify = assembler.CreateLabel("disk-notify");
         Wait = assembler.CreateLabel("disk-wait");
+        Poll = assembler.CreateLabel("disk-poll");
         Service = assembler.CreateLabel("disk-service");
         _handler = assembler.CreateLabel("disk-interrupt");
     }
@@ -116,6 +118,9 @@ internal abstract class DiskDriver
     public Label Wait;
 
     /// <summary>See the class.</summary>
+    public Label Poll;
+
+    /// <summary>See the class.</summary>
     public Label Service;
 
     /// <summary>The gate of the interrupt handler, at the vector that <see cref="InterruptLines"/> gives the line.</summary>
@@ -130,7 +135,7 @@ internal abstract class DiskDriver
         A.ServeDirectLine(Line, Service);
     }
 
-    /// <summary>Emits the five routines.</summary>
+    /// <summary>Emits the six routines.</summary>
     protected abstract void EmitRoutines();
 
     /// <summary>

@@ -32,7 +32,7 @@ public abstract class DiskWorkload : SlottedWorkload
     private const ulong Batch = DiskArea.State + BatchOffset; // requests of a batch
     private const ulong Next = DiskArea.State + 0x10; // block
     private const ulong Blocks = DiskArea.State + 0x18; // on the disk
-    private const ulong Checksum = DiskArea.State + 0x20;
+    internal const ulong Checksum = DiskArea.State + 0x20;
     private const ulong Tags = DiskArea.State + 0x100;
 
     /// <summary>Requests of a unit that are in flight at once, when driver and unit have so many.</summary>

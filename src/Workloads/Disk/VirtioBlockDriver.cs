@@ -318,6 +318,7 @@ internal sealed class VirtioBlockDriver(GuestAssembler assembler, ulong memory, 
     {
         Label look = A.CreateLabel();
         Label over = A.CreateLabel();
+        Label poll = A.CreateLabel();
         A.Label(ref Wait);
         A.mov(edi, edi);
         A.Label(ref look);
@@ -332,6 +333,14 @@ internal sealed class VirtioBlockDriver(GuestAssembler assembler, ulong memory, 
         A.WaitForInterrupt();
         A.jmp(look);
         A.Label(ref over);
+        A.ret();
+
+        A.Label(ref Poll);
+        A.mov(edi, edi);
+        A.Label(ref poll);
+        A.call(collect);
+        A.cmp(__byte_ptr[rdi + (long)(Memory + InFlightOffset)], 0);
+        A.jne(poll);
         A.ret();
     }
 

@@ -1,4 +1,5 @@
 using VirtBench.Vmm.Boot;
+using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Paravirtual;
 
@@ -76,6 +77,9 @@ public sealed class MiniOs : Workload
     /// <inheritdoc/>
     public override bool NeedsPrivilege => true;
 
+    /// <summary>See <see cref="MiniOsStore"/>, which its content is. Without a disk the programs of the image run.</summary>
+    public override DiskRequirement Disk => MiniOsStore.Requirement;
+
     /// <inheritdoc/>
     public override int MaximumTrapsPerUnit => Slots;
 
@@ -110,11 +114,15 @@ public sealed class MiniOs : Workload
 
         MiniOsKernelImage kernel = MiniOsKernel.Assemble(_processes, options.Interface);
         byte[] program = MiniOsProgram.Assemble(options);
+        byte[] constants = MiniOsProgram.ConstantBytes();
         return new GuestImage(
             $"{Id}, k = {options.TrapsPerUnit}, filler {options.FillerInstructions}",
             kernel.Entry,
-            MiniOsTables.Segments(kernel, program, MiniOsProgram.ConstantBytes())
-        );
+            MiniOsTables.Segments(kernel, program, constants)
+        )
+        {
+            Disk = Disk with { Content = MiniOsStore.Content(program, constants) },
+        };
     }
 
     /// <summary>Seed of a process's work; also what the kernel multiplies the results with. Never 0, always odd.</summary>

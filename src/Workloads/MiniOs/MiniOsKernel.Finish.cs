@@ -95,6 +95,7 @@ internal sealed partial class MiniOsKernel
         a.mov(__[rax], r12);
         a.mov(rcx, At(KernelVariable.RegionTicks));
         a.mov(__[rax + 8], rcx);
+        WriteResults();
         EmitExit(0);
     }
 

@@ -34,6 +34,7 @@ internal sealed partial class MiniOsKernel
         FillFreeFrames();
         CreateProcesses();
         OverflowStackIfTold();
+        ReadStore();
         ProgramInterruptController();
         StartTimer();
         a.jmp(_schedule);

@@ -58,6 +58,14 @@ internal sealed partial class MiniOsKernel
         _enteredInRing3 = _a.CreateLabel();
         _refuse = _a.CreateLabel();
         _answer = _a.CreateLabel();
+        _transfer = _a.CreateLabel();
+        _readBlocks = _a.CreateLabel();
+        _disk = DiskDriver.Create(
+            guestInterface == GuestInterface.Native ? DiskFrontEndKind.Ata : DiskFrontEndKind.Virtio,
+            _a,
+            MiniOsLayout.DiskDriver,
+            MiniOsLayout.KernelPointers
+        );
         for (int call = 0; call < _calls.Length; call++)
         {
             _calls[call] = _a.CreateLabel();
@@ -81,6 +89,7 @@ internal sealed partial class MiniOsKernel
         kernel.EmitRendezvous();
         kernel.EmitFinish();
         kernel.EmitConsole();
+        kernel.EmitDisk();
         a.EmitOutOfLine();
 
         using var code = new MemoryStream();

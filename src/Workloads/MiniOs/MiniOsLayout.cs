@@ -19,6 +19,7 @@ namespace VirtBench.Workloads;
 /// 0x21_0000  free frames, a stack of addresses
 /// 0x22_0000  page tables of the kernel, and the one of the program
 /// 0x23_0000  the program and its constants
+/// 0x25_0000  the disk driver's memory, 16 KiB, and a buffer, 4 KiB
 /// 0x40_0000  frames: all other page tables, heaps and stacks
 /// 0x80_0000  end
 /// </code>
@@ -44,6 +45,8 @@ internal static class MiniOsLayout
     public const ulong KernelTables = 0x22_0000;
     public const ulong ProgramImage = 0x23_0000;
     public const ulong ConstantsImage = ProgramImage + (Constants - Program);
+    public const ulong DiskDriver = 0x25_0000;
+    public const ulong DiskBuffer = DiskDriver + Workloads.DiskDriver.MemoryBytes;
     public const ulong FramesStart = 0x40_0000;
     public const ulong FramesEnd = 0x80_0000;
 
@@ -120,6 +123,10 @@ internal enum KernelVariable : ulong
     RestTicks = 0x70,
     Misbehaviour = 0x78,
     RegionTicks = 0x80,
+
+    /// <summary>Capacity of the disk; 0 when there is none.</summary>
+    DiskSectors = 0x88,
+    ResultsSector = 0x90,
 }
 
 /// <summary>

@@ -36,6 +36,7 @@ internal static class MiniOsTables
             new(MiniOsLayout.KernelTables, tables, (ulong)tables.Length, Executable: false),
             new(MiniOsLayout.ProgramImage, program, (ulong)program.Length, Executable: true),
             new(MiniOsLayout.ConstantsImage, constants, (ulong)constants.Length, Executable: false),
+            new(MiniOsLayout.DiskDriver, default, DiskDriver.MemoryBytes + PageSize, Executable: false),
         ];
     }
 
