@@ -5,6 +5,7 @@ using VirtBench.Strategies;
 using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
+using VirtBench.Vmm.Paravirtual;
 using VirtBench.Workloads;
 
 namespace VirtBench.Measurement;
@@ -137,9 +138,10 @@ public static class Soak
         long ticks = (long)Math.Ceiling(options.Duration.TotalSeconds * IntervalTimer.Hertz / period);
         int rest = options.RestTicks ?? (computed ? options.TimerHertz : 5);
         machine.Load(
-            workload.Build(new WorkloadOptions(options.CallsPerUnit, workload.DefaultFiller)),
+            workload.Build(new WorkloadOptions(options.CallsPerUnit, workload.DefaultFiller, strategy.Interface)),
             new BootOptions
             {
+                Paravirtual = strategy.Interface == GuestInterface.Paravirtual,
                 Parameters =
                 [
                     0,
