@@ -23,6 +23,12 @@ public sealed record GuestRunOptions
     /// <summary>Time that the guest has to come back when it is kicked; null for <see cref="VcpuThread.DefaultGrace"/>.</summary>
     public TimeSpan? Grace { get; init; }
 
+    /// <summary>
+    /// Offer the paravirtual interface under a strategy that has it: to a guest that is built for it. Another one would never open the
+    /// interrupt mask that it does not know of.
+    /// </summary>
+    public bool OffersInterface { get; init; } = true;
+
     /// <summary>End a guest that touches a port or an address that nothing answers.</summary>
     public bool Strict { get; init; }
 
@@ -137,7 +143,7 @@ public static class GuestRun
             new BootOptions
             {
                 Parameters = options.Parameters,
-                Paravirtual = strategy.Interface == GuestInterface.Paravirtual,
+                Paravirtual = options.OffersInterface && strategy.Interface == GuestInterface.Paravirtual,
             }
         );
         IReadOnlyList<HoleOccurrence> holes = HoleScan.Find(image, machine.Capabilities.Holes);

@@ -433,7 +433,7 @@ public sealed class ExecFacts
         Assert.Equal((0, ""), (call.ExitCode, call.Error));
         using var json = JsonDocument.Parse(call.Output);
         Assert.Equal(
-            """{"lines":[{"line":0,"requests":1,"taken":1}],"spurious":0,"timer":{"ticks":1,"late":0,"owed":0,"masked":0}}""",
+            """{"lines":[{"line":0,"requests":1,"taken":1,"direct":0}],"spurious":0,"timer":{"ticks":1,"late":0,"owed":0,"masked":0}}""",
             System.Text.RegularExpressions.Regex.Replace(
                 json.RootElement.GetProperty("interrupts").GetRawText(),
                 @"\s",

@@ -389,7 +389,7 @@ internal static partial class HostileGuests
     public static (int ExitCode, string? Says) Expected(string name, Strategy strategy)
     {
         HostileGuest one = Find(name);
-        bool onHardware = strategy is HardwareStrategy;
+        bool onHardware = strategy is KvmStrategy;
         (int code, string says) =
             onHardware && KvmHost.Current.RingZero == RingZeroExecution.Emulated && BeyondEmulation.Contains(name)
                 ? (Broken, "the instruction emulator of")

@@ -8,6 +8,7 @@ using VirtBench.Vmm.Boot;
 using VirtBench.Vmm.Disks;
 using VirtBench.Vmm.Execution;
 using VirtBench.Vmm.Interrupts;
+using VirtBench.Vmm.Paravirtual;
 
 namespace VirtBench.Cli.Commands;
 
@@ -55,6 +56,11 @@ internal static class ExecCommand
         HelpName = "WAY",
     };
 
+    private static readonly Option<bool> Offers = new("--paravirtual")
+    {
+        Description = "Offer the paravirtual interface, to a guest that is built for it",
+    };
+
     private static readonly Option<bool> CountLookups = new("--count-lookups")
     {
         Description = "Count the indirect branches of translated code that find their target inline, which costs time",
@@ -91,6 +97,7 @@ internal static class ExecCommand
             DumpTranslation,
             CountLookups,
             Delivery,
+            Offers,
             json,
         };
         DiskOptions.AddTo(command);
@@ -115,12 +122,20 @@ internal static class ExecCommand
                 Timeout = TimeSpan.FromSeconds(seconds),
                 Strict = parsed.GetValue(strict),
                 Disk = DiskOptions.Read(parsed),
+                OffersInterface = parsed.GetValue(Offers),
             };
             Strategy strategy = Choice.AvailableStrategy(
                 parsed.GetValue(StrategyId)!,
                 Choice.Profile(parsed.GetValue(costs)),
                 parsed.GetValue(shadow)
             );
+            if (parsed.GetValue(Offers) && strategy.Interface != GuestInterface.Paravirtual)
+            {
+                throw new UsageException(
+                    $"--paravirtual: {strategy.Id} has no such interface; use --strategy paravirtual, hardware-paravirtual or simulated-paravirtual"
+                );
+            }
+
             if (parsed.GetValue(CountLookups))
             {
                 strategy =

@@ -190,8 +190,7 @@ internal static class ParavirtualComparison
 {
     private const int Windows = 200;
     private const int WarmUpWindows = 50;
-    private const int Calls = 1_000;
-    private const int HandOffs = 200;
+    private const int Calls = 4_000; // and hand-offs: so many that it does not count that a carrier has to be woken first
     private const int Loops = 20_000;
     private const int Unrolled = 8;
     private const int Updates = 100;
@@ -222,7 +221,7 @@ internal static class ParavirtualComparison
         double[] handOff = new double[Windows];
         double[] hypercall = new double[Windows];
         InTurns(
-            window => handOff[window] = floor.HandOffNanoseconds(HandOffs),
+            window => handOff[window] = floor.HandOffNanoseconds(Calls),
             window => hypercall[window] = Time(guest) / Calls
         );
         double[] ratio = Ratio(hypercall, handOff);

@@ -238,9 +238,13 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
 
     private void MakeFrame()
     {
+        FetchRegisters();
         Pool.MakeFrame();
         InCallout = false;
     }
+
+    /// <summary>After a callout: brings the registers into the CPU that the engine has left in the carrier.</summary>
+    protected virtual void FetchRegisters() { }
 
     /// <summary>Has the next entry load the guest's general registers from the control page, after a callout.</summary>
     /// <remarks>
@@ -273,13 +277,13 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
         if (
             control->Flags != flags
             || control->Target != target
-            || control->ByRegisters == 0
+            || control->ByRegisters != EntryBy.Registers
             || control->Serialize != serializes
         )
         {
             control->Flags = flags;
             control->Target = target;
-            control->ByRegisters = 1;
+            control->ByRegisters = EntryBy.Registers;
             control->Serialize = serializes;
         }
     }
@@ -288,9 +292,9 @@ internal abstract unsafe partial class CarrierEngine : IExecutionEngine, IMemory
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     protected static void EnterByFrame(CarrierProcess carrier)
     {
-        if (carrier.Control->ByRegisters != 0)
+        if (carrier.Control->ByRegisters != EntryBy.Frame)
         {
-            carrier.Control->ByRegisters = 0;
+            carrier.Control->ByRegisters = EntryBy.Frame;
         }
     }
 

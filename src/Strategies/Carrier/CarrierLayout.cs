@@ -178,6 +178,34 @@ internal unsafe struct ControlPage
     [FieldOffset(0x08)]
     public uint CarrierSleeps;
 
+    /// <summary>The signal that stopped the guest, or one of <see cref="CarrierReport"/>.</summary>
+    [FieldOffset(0x0C)]
+    public int Signal;
+
+    /// <summary>RAX at a hypercall through the gate and at the entry that follows, as the next five fields.</summary>
+    [FieldOffset(0x10)]
+    public ulong CallRax;
+
+    /// <summary>RDI.</summary>
+    [FieldOffset(0x18)]
+    public ulong CallRdi;
+
+    /// <summary>RSI.</summary>
+    [FieldOffset(0x20)]
+    public ulong CallRsi;
+
+    /// <summary>RSP.</summary>
+    [FieldOffset(0x28)]
+    public ulong CallRsp;
+
+    /// <summary>RIP.</summary>
+    [FieldOffset(0x30)]
+    public ulong CallRip;
+
+    /// <summary>RFLAGS.</summary>
+    [FieldOffset(0x38)]
+    public ulong CallFlags;
+
     /// <summary>Address of the ucontext of the guest's frame, in the carrier.</summary>
     [FieldOffset(0x40)]
     public ulong Ucontext;
@@ -185,10 +213,6 @@ internal unsafe struct ControlPage
     /// <summary>Address of the siginfo, in the carrier.</summary>
     [FieldOffset(0x48)]
     public ulong Siginfo;
-
-    /// <summary>The signal that stopped the guest, or one of <see cref="CarrierReport"/>.</summary>
-    [FieldOffset(0x50)]
-    public int Signal;
 
     /// <summary>FS base: the kernel's frame does not hold it.</summary>
     [FieldOffset(0x58)]
@@ -244,7 +268,8 @@ internal unsafe struct ControlPage
     public ulong SkipLength;
 
     /// <summary>
-    /// The guest's general registers in encoding order, at a callout and at the entry that follows it.
+    /// The guest's general registers in encoding order, at a callout and at the entry that follows it. After a hypercall those of
+    /// <see cref="KeptInCall"/>, and for the entry RCX and R11.
     /// </summary>
     [FieldOffset(0x100)]
     public fixed ulong Registers[16];
@@ -257,7 +282,7 @@ internal unsafe struct ControlPage
     [FieldOffset(0x188)]
     public ulong Target;
 
-    /// <summary>Enter with the registers from here, not from the frame.</summary>
+    /// <summary>One of <see cref="EntryBy"/>.</summary>
     [FieldOffset(0x190)]
     public uint ByRegisters;
 
@@ -347,8 +372,29 @@ internal unsafe struct ControlPage
     [FieldOffset(0x328)]
     public ulong HandlerStack;
 
+    /// <summary>
+    /// Registers that a hypercall leaves where they are, by their encoding: all but RAX, RDI, RSI and RSP, which serve it, and RCX and R11, which it
+    /// clobbers.
+    /// </summary>
+    public static ReadOnlySpan<int> KeptInCall => [2, 3, 5, 8, 9, 10, 12, 13, 14, 15];
+
     /// <summary>"VBCTRL01" as a little-endian number.</summary>
     public const ulong MagicValue = 0x3130_4C52_5443_4256;
+}
+
+/// <summary>Values of <see cref="ControlPage.ByRegisters"/>: where an entry takes the guest's registers from.</summary>
+internal static class EntryBy
+{
+    /// <summary>The signal's frame.</summary>
+    public const uint Frame = 0;
+
+    /// <summary><see cref="ControlPage.Registers"/>, <see cref="ControlPage.Flags"/> and <see cref="ControlPage.Target"/>.</summary>
+    public const uint Registers = 1;
+
+    /// <summary>
+    /// <see cref="ControlPage.CallRax"/> and what follows it, and <see cref="ControlPage.Registers"/> for what is not there.
+    /// </summary>
+    public const uint Call = 2;
 }
 
 /// <summary>State of the virtual CPU that translated code reads. Selectors stand in encoding order: ES CS SS DS FS GS.</summary>
@@ -383,7 +429,7 @@ internal static class CarrierReport
     public const int Callout = -3;
 
     /// <summary>
-    /// Directly executed code has come to the gate: as <see cref="Callout"/>, but RCX is where the guest goes on and R11 its RFLAGS.
+    /// Directly executed code has come to the gate: as <see cref="Callout"/>, but most registers have stayed in the carrier.
     /// </summary>
     public const int Hypercall = -4;
 

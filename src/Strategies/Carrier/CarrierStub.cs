@@ -73,6 +73,7 @@ internal sealed class CarrierStub
     private Label _saveFpu;
     private Label _gate;
     private Label _behindJump;
+    private Label _behindCallJump;
 
     private CarrierStub()
     {
@@ -95,6 +96,7 @@ internal sealed class CarrierStub
         _saveFpu = _a.CreateLabel();
         _gate = _a.CreateLabel();
         _behindJump = _a.CreateLabel();
+        _behindCallJump = _a.CreateLabel();
 
         Start();
         Handler();
@@ -130,12 +132,8 @@ internal sealed class CarrierStub
         SkipByIretAddress = result.GetLabelRIP(_skipByIret);
         CalloutAddress = result.GetLabelRIP(_callout);
         GateAddress = result.GetLabelRIP(_gate);
-        ulong behindJump = result.GetLabelRIP(_behindJump);
-        ulong target = CarrierLayout.Control + (ulong)Control(nameof(ControlPage.Target));
-        BinaryPrimitives.WriteInt32LittleEndian(
-            Code.AsSpan((int)(behindJump - CarrierLayout.Stub) - sizeof(int)),
-            (int)(long)(target - behindJump)
-        );
+        JumpThrough(result.GetLabelRIP(_behindJump), nameof(ControlPage.Target));
+        JumpThrough(result.GetLabelRIP(_behindCallJump), nameof(ControlPage.CallRip));
         LookupMissedAddress = result.GetLabelRIP(_lookupMissed);
     }
 
@@ -167,7 +165,7 @@ internal sealed class CarrierStub
     public ulong CalloutAddress { get; }
 
     /// <summary>
-    /// Where a hypercall of directly executed code goes: RCX is where the guest goes on, R11 becomes RFLAGS, every other register is the guest's.
+    /// Where a hypercall of directly executed code goes: RCX is where the guest goes on, R11 is lost, every other register and flag is the guest's.
     /// </summary>
     public ulong GateAddress { get; }
 
@@ -178,6 +176,13 @@ internal sealed class CarrierStub
 
     /// <summary>The value of <see cref="ControlPage.Site"/> that stands for every lookup.</summary>
     public const uint LookupSite = uint.MaxValue;
+
+    // The operand of a jump that ends here, relative to this place.
+    private void JumpThrough(ulong behind, string field) =>
+        BinaryPrimitives.WriteInt32LittleEndian(
+            Code.AsSpan((int)(behind - CarrierLayout.Stub) - sizeof(int)),
+            (int)(long)(CarrierLayout.Control + (ulong)Control(field) - behind)
+        );
 
     private static int Context(string field) => (int)Marshal.OffsetOf<SignalContext>(field);
 
@@ -197,7 +202,7 @@ internal sealed class CarrierStub
     private void Start()
     {
         _a.mov(rbx, CarrierLayout.Control);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.mov(r8d, CarrierReport.Ready);
         _a.jmp(_publish);
     }
 
@@ -208,7 +213,7 @@ internal sealed class CarrierStub
         _a.mov(rbx, CarrierLayout.Control);
         _a.mov(Quad(nameof(ControlPage.Ucontext)), rdx);
         _a.mov(Quad(nameof(ControlPage.Siginfo)), rsi);
-        _a.mov(Word(nameof(ControlPage.Signal)), edi);
+        _a.mov(r8d, edi);
         _a.rdfsbase(rax); // the frame does not hold the bases
         _a.mov(Quad(nameof(ControlPage.FsBase)), rax);
         _a.rdgsbase(rax);
@@ -216,6 +221,7 @@ internal sealed class CarrierStub
         _a.cld();
     }
 
+    // In: R8D the report. It goes beside State, in the same cache line and just before it: one trip between the cores for both.
     // State := Exited, and wake the VMM if it sleeps. XCHG is the full barrier that orders the store before the load of
     // VmmSleeps: the VMM sets VmmSleeps, then looks at State, and the futex compares once more.
     // The stack pointer leaves the memory that all carriers share before another of them can be told to run: from now on a
@@ -227,6 +233,7 @@ internal sealed class CarrierStub
         _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.mov(ebp, CarrierState.Exited);
         _a.mov(eax, ebp);
+        _a.mov(Word(nameof(ControlPage.Signal)), r8d);
         _a.xchg(Word(nameof(ControlPage.State)), eax);
         _a.cmp(Word(nameof(ControlPage.VmmSleeps)), 0);
         _a.je(awake);
@@ -299,7 +306,7 @@ internal sealed class CarrierStub
         _a.cmp(Word(nameof(ControlPage.KickPending)), 0);
         _a.je(notKicked);
         _a.mov(Word(nameof(ControlPage.KickPending)), 0);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.NotEntered);
+        _a.mov(r8d, CarrierReport.NotEntered);
         _a.jmp(_publish);
 
         _a.Label(ref notKicked);
@@ -359,7 +366,10 @@ internal sealed class CarrierStub
     private void ResumeByRegisters()
     {
         Label serialize = _a.CreateLabel();
+        Label byCall = _a.CreateLabel();
         _a.Label(ref _resumeByRegisters);
+        _a.cmp(Word(nameof(ControlPage.ByRegisters)), (int)EntryBy.Call);
+        _a.je(byCall);
         _a.cmp(Word(nameof(ControlPage.Serialize)), 0);
         _a.jne(serialize);
         _a.push(Quad(nameof(ControlPage.Flags)));
@@ -378,6 +388,26 @@ internal sealed class CarrierStub
         _a.push(Quad(nameof(ControlPage.Target)));
         LoadRegisters(keepStack: true);
         _a.iretq();
+
+        _a.Label(ref byCall);
+        _a.push(Quad(nameof(ControlPage.CallFlags)));
+        _a.popfq();
+        _a.mov(rax, Quad(nameof(ControlPage.CallRax)));
+        _a.mov(rdi, Quad(nameof(ControlPage.CallRdi)));
+        _a.mov(rsi, Quad(nameof(ControlPage.CallRsi)));
+        _a.mov(rsp, Quad(nameof(ControlPage.CallRsp)));
+        foreach (int kept in (int[])[.. ControlPage.KeptInCall, Gpr.Rcx, 11])
+        {
+            if (kept != Gpr.Rbx)
+            {
+                _a.mov(GeneralRegisters[kept], Quad(nameof(ControlPage.Registers), kept));
+            }
+        }
+
+        _a.mov(rbx, Quad(nameof(ControlPage.Registers), Gpr.Rbx));
+        _a.db(0xFF, 0x25, 0, 0, 0, 0);
+        _a.Label(ref _behindCallJump);
+        _a.ud2();
         _a.Label(ref _resumeByRegistersEnd);
         _a.ud2();
     }
@@ -417,33 +447,36 @@ internal sealed class CarrierStub
         _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.pushfq();
         _a.pop(Quad(nameof(ControlPage.Flags)));
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Callout);
+        _a.mov(r8d, CarrierReport.Callout);
         _a.cld();
         _a.jmp(_publish);
     }
 
-    // From guest code. RCX is where it goes on, and R11 becomes its flags, as with SYSCALL: the lines of the registers are all that has to get
-    // to the other core. The first instruction touches R11 alone, so that a guest which single-steps itself is found there as it was.
+    // From guest code. RCX is where it goes on, and R11 is lost. The first instruction touches R11 alone, so that a guest which single-steps
+    // itself is found there as it was. What the VMM needs to serve the call goes into the line of State, last; the rest stays on this core,
+    // in lines that the VMM hardly ever asks for.
     private void Gate()
     {
-        const int flags = 11;
         _a.Label(ref _gate);
         _a.mov(r11, CarrierLayout.Control);
-        for (int i = 0; i < GeneralRegisters.Length; i++)
+        foreach (int kept in ControlPage.KeptInCall)
         {
-            if (i != flags)
-            {
-                _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.Registers)) + (8 * i)], GeneralRegisters[i]);
-            }
+            _a.mov(__qword_ptr[r11 + Control(nameof(ControlPage.Registers)) + (8 * kept)], GeneralRegisters[kept]);
         }
 
         _a.mov(rbx, r11);
+        _a.mov(rdx, rsp);
         _a.mov(rsp, CarrierLayout.RegisterFile + CarrierLayout.OwnStackEnd);
         _a.pushfq();
-        _a.pop(r11);
-        _a.mov(Quad(nameof(ControlPage.Registers), flags), r11);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Hypercall);
+        _a.pop(r9);
         _a.cld();
+        _a.mov(r8d, CarrierReport.Hypercall);
+        _a.mov(Quad(nameof(ControlPage.CallRax)), rax);
+        _a.mov(Quad(nameof(ControlPage.CallRdi)), rdi);
+        _a.mov(Quad(nameof(ControlPage.CallRsi)), rsi);
+        _a.mov(Quad(nameof(ControlPage.CallRsp)), rdx);
+        _a.mov(Quad(nameof(ControlPage.CallRip)), rcx);
+        _a.mov(Quad(nameof(ControlPage.CallFlags)), r9);
         _a.jmp(_publish);
     }
 
@@ -460,7 +493,7 @@ internal sealed class CarrierStub
         _a.mov(Quad(nameof(ControlPage.GsBase)), rax);
         _a.mov(rdi, CarrierLayout.RegisterFile + CarrierLayout.FirstFpuOffset);
         _a.fxsave64(__[rdi]);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.mov(r8d, CarrierReport.Ready);
         _a.jmp(_publish);
     }
 
@@ -522,13 +555,13 @@ internal sealed class CarrierStub
         _a.jmp(finished);
 
         _a.Label(ref failed);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.BatchFailed);
+        _a.mov(r8d, CarrierReport.BatchFailed);
         _a.jmp(_publish);
 
         _a.Label(ref done);
         _a.cmp(r14d, CarrierState.BatchThenRun);
         _a.je(_resume);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.Ready);
+        _a.mov(r8d, CarrierReport.Ready);
         _a.jmp(_publish);
     }
 
@@ -586,7 +619,7 @@ internal sealed class CarrierStub
         _a.cmp(Word(nameof(ControlPage.ByRegisters)), 0);
         _a.jne(inResumeByRegisters);
         _a.mov(Word(nameof(ControlPage.KickBlocked)), 1);
-        _a.mov(Word(nameof(ControlPage.Signal)), CarrierReport.NotEntered);
+        _a.mov(r8d, CarrierReport.NotEntered);
         _a.jmp(_publish);
 
         // Its registers are in the control page, its x87 and SSE state now in this frame: back, and on to report.

@@ -107,7 +107,7 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine, IExe
             SignalContext* frame = Pool.Frame;
             if (InCallout)
             {
-                EnterByRegisters(carrier, HostFlags, Cpu.Rip, serialize: false);
+                EnterByCall(carrier);
             }
             else
             {
@@ -331,12 +331,61 @@ internal sealed unsafe partial class DirectExecutionEngine : CarrierEngine, IExe
         return length;
     }
 
+    // Registers that a hypercall neither takes nor gives are left in the carrier, where the next entry finds them. They are fetched when
+    // something else than that comes next: a frame has to be made then.
     private VmExit LeaveByGate(CarrierProcess carrier)
     {
-        LeaveByCallout(carrier);
-        TakeFlags(Cpu[11]);
+        ControlPage* control = carrier.Control;
+        InCallout = true;
+        GuestRan(carrier);
+        Cpu.Rax = control->CallRax;
+        Cpu[Gpr.Rdi] = control->CallRdi;
+        Cpu[Gpr.Rsi] = control->CallRsi;
+        Cpu.Rsp = control->CallRsp;
+        Cpu[Gpr.Rcx] = control->CallRip;
+        TakeFlags(control->CallFlags);
+        Cpu[R11] = Cpu.Rflags;
+        _called = (Cpu[Gpr.Rcx], Cpu[R11], Cpu[Gpr.Rcx]);
         return Hypercall();
     }
+
+    // What the guest has in the two registers that a hypercall clobbers does not matter where it only returns from one.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void EnterByCall(CarrierProcess carrier)
+    {
+        ControlPage* control = carrier.Control;
+        if (_called != (Cpu[Gpr.Rcx], Cpu[R11], Cpu.Rip))
+        {
+            control->Registers[Gpr.Rcx] = Cpu[Gpr.Rcx];
+            control->Registers[R11] = Cpu[R11];
+        }
+
+        if (control->ByRegisters != EntryBy.Call)
+        {
+            control->ByRegisters = EntryBy.Call;
+        }
+
+        control->CallRax = Cpu.Rax;
+        control->CallRdi = Cpu[Gpr.Rdi];
+        control->CallRsi = Cpu[Gpr.Rsi];
+        control->CallRsp = Cpu.Rsp;
+        control->CallRip = Cpu.Rip;
+        control->CallFlags = HostFlags;
+    }
+
+    /// <inheritdoc/>
+    protected override void FetchRegisters()
+    {
+        ulong* registers = Pool.Current!.Control->Registers;
+        foreach (int kept in ControlPage.KeptInCall)
+        {
+            Cpu[kept] = registers[kept];
+        }
+    }
+
+    private const int R11 = Gpr.R8 + 3;
+
+    private (ulong Rcx, ulong R11, ulong Rip) _called; // as the last hypercall has left them
 
     // Any code can jump to the gate with anything in RCX. Where the guest could not go on, it faults as it would have by jumping there
     // itself, and makes no hypercall.

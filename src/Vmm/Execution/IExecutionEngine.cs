@@ -114,7 +114,7 @@ public interface IExecutionEngine : IDisposable
 
     /// <summary>
     /// Brings state that the engine holds lazily into the CPU: x87, MXCSR and XMM, FS and GS base; where hardware runs the
-    /// guest's ring 0, everything but the general registers.
+    /// guest's ring 0, everything but the general registers; after a hypercall those that it neither takes nor gives.
     /// </summary>
     void SaveLazyState();
 

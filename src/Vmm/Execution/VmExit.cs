@@ -68,7 +68,8 @@ public enum VmExitReason : byte
 
     /// <summary>
     /// The guest has left by an entry of its hypercall page (<see cref="IExecutionEngine.EncodeHypercall"/>): EAX is the number, RIP
-    /// stands behind the exit. Guest ring 3 can do so, too.
+    /// stands behind the exit. Guest ring 3 can do so, too. Of the general registers RAX, RDI, RSI and RSP are the guest's; the others are with the next
+    /// <see cref="IExecutionEngine.SaveLazyState"/>, and not the core's to change before that. RCX and R11 are anything's.
     /// </summary>
     Hypercall,
 
