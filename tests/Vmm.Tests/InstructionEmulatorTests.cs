@@ -197,6 +197,56 @@ public sealed class InstructionEmulatorTests : IDisposable
         Assert.Empty(_guest.PortLog);
     }
 
+    [Theory]
+    [InlineData(0xFF4, 3)] // whole words up to the page's end
+    [InlineData(0xFF6, 2)] // the third would reach into the next page
+    public void Rep_insd_takes_from_the_device_what_can_be_stored_and_stops_where_it_faults(ulong offset, int stored)
+    {
+        const ulong page = 0x4000_0000;
+        _ = _guest.Map(page, GuestMachine.Data);
+        _guest.Memory.Write(GuestMachine.Data + 0xFF0, new byte[16]);
+        Cpu[Gpr.Rdx] = 0x500;
+        Cpu[Gpr.Rdi] = page + offset;
+        Cpu[Gpr.Rcx] = 5;
+        ulong rip = Cpu.Rip;
+
+        Assert.Equal(EmulationResult.Event, _guest.Execute(a => a.rep.insd()));
+
+        Assert.Equal(stored, _guest.PortLog.Count);
+        Assert.Equal(
+            ((ulong)(5 - stored), page + offset + (ulong)(4 * stored), rip),
+            (Cpu[Gpr.Rcx], Cpu[Gpr.Rdi], Cpu.Rip)
+        );
+        uint value = _guest.Memory.Read<uint>(GuestMachine.Data + offset);
+        Assert.NotEqual(0u, value);
+        Assert.Equal(value, _guest.Memory.Read<uint>(GuestMachine.Data + offset + (ulong)(4 * (stored - 1))));
+        Assert.Equal(0u, _guest.Memory.Read<ushort>(GuestMachine.Data + offset - 2));
+    }
+
+    [Fact]
+    public void A_string_of_words_is_what_as_many_single_ones_are()
+    {
+        const int words = 3000; // over a page, from an odd address
+        byte[] text = new byte[2 * words];
+        new Random(5).NextBytes(text);
+        _guest.Memory.Write(GuestMachine.Data + 1, text);
+        Cpu[Gpr.Rdx] = 0x500;
+        Cpu[Gpr.Rsi] = GuestMachine.Data + 1;
+        Cpu[Gpr.Rcx] = words;
+        Done(a => a.rep.outsw());
+        string[] repeated = [.. _guest.PortLog];
+        Assert.Equal((0UL, GuestMachine.Data + 1 + (2 * words)), (Cpu[Gpr.Rcx], Cpu[Gpr.Rsi]));
+        _guest.PortLog.Clear();
+        Cpu[Gpr.Rsi] = GuestMachine.Data + 1;
+        for (int i = 0; i < words; i++)
+        {
+            Done(a => a.outsw());
+        }
+
+        Assert.Equal(words, repeated.Length);
+        Assert.Equal(_guest.PortLog, repeated);
+    }
+
     [Fact]
     public void Rep_insw_goes_down_with_the_direction_flag_and_does_nothing_for_a_count_of_zero()
     {

@@ -1,3 +1,5 @@
+using System.Buffers.Binary;
+
 namespace VirtBench.Vmm.Devices;
 
 /// <summary>
@@ -61,6 +63,70 @@ public sealed class IoBus
 
         Unclaimed("OUT to", port, rip);
     }
+
+    /// <summary>As <see cref="Read"/>, many times: what REP INS does.</summary>
+    /// <param name="port">Port.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="destination">Receives the values, little endian; a multiple of the size.</param>
+    /// <param name="rip">For the error message.</param>
+    /// <exception cref="Execution.GuestFailureException">Strict, and nobody is there.</exception>
+    public void ReadString(ushort port, int size, Span<byte> destination, ulong rip)
+    {
+        if (_devices[port] is { } device)
+        {
+            device.ReadString(port, size, destination);
+            return;
+        }
+
+        for (int done = 0; done < destination.Length; done += size)
+        {
+            Store(destination[done..], size, Read(port, size, rip));
+        }
+    }
+
+    /// <summary>As <see cref="Write"/>, many times: what REP OUTS does.</summary>
+    /// <param name="port">Port.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="source">The values, little endian; a multiple of the size.</param>
+    /// <param name="rip">For the error message.</param>
+    /// <exception cref="Execution.GuestFailureException">Strict, and nobody is there.</exception>
+    public void WriteString(ushort port, int size, ReadOnlySpan<byte> source, ulong rip)
+    {
+        if (_devices[port] is { } device)
+        {
+            device.WriteString(port, size, source);
+            return;
+        }
+
+        for (int done = 0; done < source.Length; done += size)
+        {
+            Write(port, size, Load(source[done..], size), rip);
+        }
+    }
+
+    internal static void Store(Span<byte> destination, int size, uint value)
+    {
+        switch (size)
+        {
+            case 1:
+                destination[0] = (byte)value;
+                break;
+            case 2:
+                BinaryPrimitives.WriteUInt16LittleEndian(destination, (ushort)value);
+                break;
+            default:
+                BinaryPrimitives.WriteUInt32LittleEndian(destination, value);
+                break;
+        }
+    }
+
+    internal static uint Load(ReadOnlySpan<byte> source, int size) =>
+        size switch
+        {
+            1 => source[0],
+            2 => BinaryPrimitives.ReadUInt16LittleEndian(source),
+            _ => BinaryPrimitives.ReadUInt32LittleEndian(source),
+        };
 
     private void Unclaimed(string what, ushort port, ulong rip)
     {

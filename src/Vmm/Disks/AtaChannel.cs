@@ -343,44 +343,101 @@ internal sealed partial class AtaChannel : DiskFrontEnd, IIoDevice
 
     private ushort ReadWord()
     {
-        if ((_status & StatusDrq) == 0 || !IsSelected || _request is not { TakesData: false } request)
-        {
-            return 0xFFFF;
-        }
-
-        ushort word = BinaryPrimitives.ReadUInt16LittleEndian(request.Buffer.AsSpan(_position));
-        _position += 2;
-        if (_position == _blockEnd)
-        {
-            if (_position == request.Length)
-            {
-                _request = null;
-                _status = StatusReady | StatusSeekComplete;
-            }
-            else
-            {
-                OfferBlock();
-                RaiseInterrupt();
-            }
-        }
-
-        return word;
+        Span<byte> word = stackalloc byte[2];
+        ReadData(word);
+        return BinaryPrimitives.ReadUInt16LittleEndian(word);
     }
 
-    private void WriteWord(ushort word)
+    private void WriteWord(ushort value)
     {
-        if ((_status & StatusDrq) == 0 || !IsSelected || _request is not { TakesData: true } request)
+        Span<byte> word = stackalloc byte[2];
+        BinaryPrimitives.WriteUInt16LittleEndian(word, value);
+        WriteData(word);
+    }
+
+    /// <inheritdoc/>
+    public void ReadString(ushort port, int size, Span<byte> destination)
+    {
+        if (port == FirstPort && size > 1)
         {
+            ReadData(destination);
             return;
         }
 
-        BinaryPrimitives.WriteUInt16LittleEndian(request.Buffer.AsSpan(_position), word);
-        _position += 2;
-        if (_position < _blockEnd)
+        for (int done = 0; done < destination.Length; done += size)
         {
+            IoBus.Store(destination[done..], size, Read(port, size));
+        }
+    }
+
+    /// <inheritdoc/>
+    public void WriteString(ushort port, int size, ReadOnlySpan<byte> source)
+    {
+        if (port == FirstPort && size > 1)
+        {
+            WriteData(source);
             return;
         }
 
+        for (int done = 0; done < source.Length; done += size)
+        {
+            Write(port, size, IoBus.Load(source[done..], size));
+        }
+    }
+
+    // Whole words, across any number of DRQ blocks.
+    private void ReadData(Span<byte> destination)
+    {
+        while (destination.Length > 0)
+        {
+            if ((_status & StatusDrq) == 0 || !IsSelected || _request is not { TakesData: false } request)
+            {
+                destination.Fill(0xFF);
+                return;
+            }
+
+            int length = Math.Min(destination.Length, _blockEnd - _position);
+            request.Buffer.AsSpan(_position, length).CopyTo(destination);
+            destination = destination[length..];
+            _position += length;
+            if (_position == _blockEnd)
+            {
+                EndReadBlock(request);
+            }
+        }
+    }
+
+    private void EndReadBlock(AtaRequest request)
+    {
+        if (_position == request.Length)
+        {
+            _request = null;
+            _status = StatusReady | StatusSeekComplete;
+        }
+        else
+        {
+            OfferBlock();
+            RaiseInterrupt();
+        }
+    }
+
+    private void WriteData(ReadOnlySpan<byte> source)
+    {
+        while (source.Length > 0 && (_status & StatusDrq) != 0 && IsSelected && _request is { TakesData: true } request)
+        {
+            int length = Math.Min(source.Length, _blockEnd - _position);
+            source[..length].CopyTo(request.Buffer.AsSpan(_position));
+            source = source[length..];
+            _position += length;
+            if (_position == _blockEnd)
+            {
+                EndWriteBlock(request);
+            }
+        }
+    }
+
+    private void EndWriteBlock(AtaRequest request)
+    {
         if (_position < request.Length)
         {
             OfferBlock();

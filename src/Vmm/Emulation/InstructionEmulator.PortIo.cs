@@ -60,6 +60,20 @@ public sealed partial class InstructionEmulator
         for (int done = RepetitionsDone; left > 0 && done < limit; done++)
         {
             ulong address = _cpu[Gpr.Rdi] & addressMask;
+            int block = BlockOf(left, limit - done, size, address, repeats, PageAccess.Write);
+            if (block > 1)
+            {
+                Span<byte> values = _string.AsSpan(0, block * size);
+                _ports.ReadString(port, size, values, _cpu.Rip);
+                if (!_space.TryWrite(address, values, User, out _event))
+                {
+                    return EmulationResult.Event;
+                }
+
+                left = EndBlock(Gpr.Rdi, block, size, addressMask);
+                done += block - 1;
+                continue;
+            }
 
             // Before the device gives a value away, its place must be known to take it.
             if (!_space.TryProbe(address, size, PageAccess.Write | User, out _event))
@@ -97,6 +111,21 @@ public sealed partial class InstructionEmulator
         {
             uint value = 0;
             ulong address = segmentBase + (_cpu[Gpr.Rsi] & addressMask);
+            int block = BlockOf(left, limit - done, size, address, repeats, PageAccess.Read);
+            if (block > 1)
+            {
+                Span<byte> values = _string.AsSpan(0, block * size);
+                if (!_space.TryRead(address, values, PageAccess.Read | User, out _event))
+                {
+                    return EmulationResult.Event;
+                }
+
+                _ports.WriteString(port, size, values, _cpu.Rip);
+                left = EndBlock(Gpr.Rsi, block, size, addressMask);
+                done += block - 1;
+                continue;
+            }
+
             if (!_space.TryRead(address, Bytes(ref value, size), PageAccess.Read | User, out _event))
             {
                 CorrectStackFault(Instruction.MemorySegment);
@@ -110,6 +139,32 @@ public sealed partial class InstructionEmulator
 
         return left > 0 ? EmulationResult.Done : Done();
     }
+
+    /// <summary>
+    /// How many repetitions can be done in one go: those upwards inside a page of RAM, whose translation holds for all of them as a TLB's would.
+    /// 1 for one by itself. A transaction commits each repetition, and a guest that single-steps sees each.
+    /// </summary>
+    private int BlockOf(ulong left, int limit, int size, ulong address, bool repeats, PageAccess access)
+    {
+        if (!repeats || Transaction is not null || (_cpu.Rflags & Rflags.Df) != 0)
+        {
+            return 1;
+        }
+
+        ulong inPage = (GuestMemory.PageSize - (address & (GuestMemory.PageSize - 1))) / (ulong)size;
+        int block = (int)Math.Min(Math.Min(left, inPage), (ulong)limit);
+        return block > 1 && _space.ReachesRam(address, block * size, access | User) ? block : 1;
+    }
+
+    /// <summary>Ends so many repetitions, and returns how many are left.</summary>
+    private ulong EndBlock(int index, int block, int size, ulong addressMask)
+    {
+        _cpu[index] = (_cpu[index] + (ulong)(block * size)) & addressMask;
+        _cpu[Gpr.Rcx] = (_cpu[Gpr.Rcx] - (ulong)block) & addressMask;
+        return _cpu[Gpr.Rcx];
+    }
+
+    private readonly byte[] _string = new byte[GuestMemory.PageSize];
 
     /// <summary>How many repetitions are left: RCX (ECX) with a repeat prefix of either kind, else one.</summary>
     private ulong Repetitions(ulong addressMask, out bool repeats)

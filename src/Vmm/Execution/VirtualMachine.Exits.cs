@@ -73,24 +73,14 @@ public sealed partial class VirtualMachine
         ushort port = (ushort)exit.Address;
         bool writes = (exit.Access & PageAccess.Write) != 0;
         dispatched = clock.Ticks;
-        byte* item = (byte*)exit.Data;
-        for (uint i = 0; i < exit.Count; i++, item += exit.Size)
+        var values = new Span<byte>((void*)exit.Data, (int)exit.Count * exit.Size);
+        if (writes)
         {
-            if (writes)
-            {
-                uint value = exit.Size switch
-                {
-                    1 => *item,
-                    2 => *(ushort*)item,
-                    _ => *(uint*)item,
-                };
-                Ports.Write(port, exit.Size, value, Cpu.Rip);
-            }
-            else
-            {
-                uint value = Ports.Read(port, exit.Size, Cpu.Rip);
-                new ReadOnlySpan<byte>(&value, exit.Size).CopyTo(new Span<byte>(item, exit.Size));
-            }
+            Ports.WriteString(port, exit.Size, values, Cpu.Rip);
+        }
+        else
+        {
+            Ports.ReadString(port, exit.Size, values, Cpu.Rip);
         }
 
         return writes && MeasurementPorts.IsMeasurementPort(port) ? TrapReason.RegionMarker : TrapReason.PortIo;

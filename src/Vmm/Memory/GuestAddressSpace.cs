@@ -127,6 +127,11 @@ public sealed unsafe class GuestAddressSpace(VirtualCpu cpu, GuestMemory memory,
         return true;
     }
 
+    /// <summary>Whether an access inside one page would succeed and reach RAM; changes nothing.</summary>
+    internal bool ReachesRam(ulong address, int length, PageAccess access) =>
+        TryTranslate(address, access, out ulong physical, out _, commit: false)
+        && memory.Contains(physical, (ulong)length);
+
     /// <summary>Reads one little-endian value; see <see cref="TryRead(ulong, Span{byte}, PageAccess, out GuestEvent)"/>.</summary>
     public bool TryRead<T>(ulong address, PageAccess access, out T value, out GuestEvent fault)
         where T : unmanaged
