@@ -62,6 +62,35 @@ public sealed class PagingTests
         guest.Memory.Write(table + (((linear >> shift) & 511) * 8), value);
 
     [Fact]
+    public void Tables_that_are_written_while_the_guest_is_stopped_hold_when_it_is_loaded_again()
+    {
+        const ulong linear = 1UL << 30;
+        const ulong table = HardwareGuest.Tables + 0x1000;
+        GuestImage image = HardwareGuest.Assemble(a =>
+        {
+            a.mov(rbx, __qword_ptr[linear]);
+            a.Store(0, rbx);
+            a.Exit();
+        });
+        using var guest = new HardwareGuest(image);
+        for (ulong run = 1; run <= 3; run++)
+        {
+            if (run > 1)
+            {
+                guest.Machine.Load(image, new BootOptions());
+            }
+
+            ulong page = HardwareGuest.Data + (run * 0x1000);
+            guest.Memory.Write(PhysicalLayout.PageTables + 0x1000 + 8, HardwareGuest.Tables | Rights);
+            guest.Memory.Write(HardwareGuest.Tables, table | Rights);
+            guest.Memory.Write(table, page | Rights);
+            guest.Memory.Write(page, run);
+            guest.RunToExit();
+            Assert.Equal(run, guest.Result(0));
+        }
+    }
+
+    [Fact]
     public void Pages_may_have_a_gibibyte()
     {
         HardwareGuest.SkipUnderPvm("takes a 1 GiB page for a reserved bit");

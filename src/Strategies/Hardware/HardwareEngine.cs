@@ -43,6 +43,8 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     private bool _completes;
     private bool _disposed;
     private bool _dropTranslations;
+    private bool _entered;
+    private readonly bool _nestedPaging;
     private ulong _clock; // guest-physical address of the paravirtual clock that KVM is to keep; 0 for none
     private (ulong Address, ulong TscOffset) _clockKept;
     private GuestEvent _injected;
@@ -59,6 +61,7 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
     /// <param name="keepsClock">KVM may keep the paravirtual clock of a guest.</param>
     /// <param name="without">For tests: takes away from what /dev/kvm offers.</param>
     /// <param name="kernelInterrupts">Interrupt controllers and timer are the kernel's, see <see cref="KernelInterrupts"/>.</param>
+    /// <param name="nestedPaging">KVM is known to keep no shadow page tables.</param>
     /// <exception cref="Win32Exception">The kernel refuses.</exception>
     public HardwareEngine(
         VirtualCpu cpu,
@@ -67,13 +70,15 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         EngineCapabilities capabilities,
         bool keepsClock = false,
         Func<KvmCapabilities, KvmCapabilities>? without = null,
-        bool kernelInterrupts = false
+        bool kernelInterrupts = false,
+        bool nestedPaging = false
     )
     {
         _cpu = cpu;
         _memory = memory;
         _module = module;
         _keepsClock = keepsClock;
+        _nestedPaging = nestedPaging;
         _kicked = (int*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_kickWord));
         KickSignal.Install();
         _machine = new KvmMachine(memory, without, kernelInterrupts);
@@ -393,6 +398,19 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         }
     }
 
+    // Before the first entry nothing is derived from the guest's page tables.
+    private void DropTranslations()
+    {
+        if (_entered && !_nestedPaging)
+        {
+            _machine.RenewMemory();
+        }
+        else if (_entered)
+        {
+            KvmState.DropTranslations(_machine);
+        }
+    }
+
     // ------------------------------------------------------------------------------------------------ entry
 
     /// <summary>Everything that the core has changed goes to the kernel; usually nothing.</summary>
@@ -413,8 +431,10 @@ internal sealed unsafe class HardwareEngine : IExecutionEngine
         if (_dropTranslations)
         {
             _dropTranslations = false;
-            KvmState.DropTranslations(_machine);
+            DropTranslations();
         }
+
+        _entered = true;
 
         if (_clockKept != (_clock, _cpu.TscOffset) && (_clock | _clockKept.Address) != 0)
         {

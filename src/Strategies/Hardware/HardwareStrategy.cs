@@ -73,7 +73,8 @@ public abstract class KvmStrategy : Strategy
                     ),
             },
             keepsClock: paravirtual && ownClock is null,
-            kernelInterrupts: delivery == InterruptDelivery.Direct && !paravirtual // whose guest looks for itself
+            kernelInterrupts: delivery == InterruptDelivery.Direct && !paravirtual, // whose guest looks for itself
+            nestedPaging: host.NestedPaging == true
         );
     }
 }

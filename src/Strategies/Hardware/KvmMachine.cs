@@ -22,6 +22,7 @@ internal sealed unsafe class KvmMachine : IDisposable
     private const ulong TssAddress = 0xFFFB_D000;
     private const ulong IdentityMapAddress = TssAddress - GuestMemory.PageSize;
 
+    private readonly GuestMemory _memory;
     private int _vm = -1;
     private readonly int _runBytes;
     private int _vcpu = -1;
@@ -37,6 +38,7 @@ internal sealed unsafe class KvmMachine : IDisposable
         bool kernelInterrupts = false
     )
     {
+        _memory = memory;
         int kvm = OpenDevice();
         try
         {
@@ -205,6 +207,17 @@ internal sealed unsafe class KvmMachine : IDisposable
         }
     }
 
+    /// <summary>
+    /// Takes guest RAM away and gives it back: KVM then forgets all that it has derived from it, shadow page tables included, which it otherwise
+    /// keeps as long as the guest does not write to the tables that they follow. That the VMM has written to those it does not notice.
+    /// </summary>
+    /// <exception cref="Win32Exception">The kernel refuses.</exception>
+    public void RenewMemory()
+    {
+        SetMemory(0);
+        SetMemory(_memory.Size);
+    }
+
     /// <summary>Sets the offset; false where the kernel cannot.</summary>
     public bool TrySetTscOffset(ulong offset)
     {
@@ -245,7 +258,12 @@ internal sealed unsafe class KvmMachine : IDisposable
             _ = Required(Kvm.Ioctl(_vm, Kvm.SetTssAddr, (void*)TssAddress), "KVM_SET_TSS_ADDR");
         }
 
-        var slot = new Kvm.UserspaceMemoryRegion { MemorySize = memory.Size, UserspaceAddr = (ulong)memory.Base };
+        SetMemory(memory.Size);
+    }
+
+    private void SetMemory(ulong size)
+    {
+        var slot = new Kvm.UserspaceMemoryRegion { MemorySize = size, UserspaceAddr = (ulong)_memory.Base };
         _ = Required(Kvm.Ioctl(_vm, Kvm.SetUserMemoryRegion, &slot), "KVM_SET_USER_MEMORY_REGION");
     }
 

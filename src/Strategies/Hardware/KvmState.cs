@@ -178,8 +178,8 @@ internal static unsafe class KvmState
     }
 
     /// <summary>
-    /// Drops what the CPU, and KVM where it keeps shadow page tables, have derived from the guest's page tables. KVM does so when CR3 changes;
-    /// bit 3, a hint about caches, makes it another.
+    /// Drops what the CPU has derived from the guest's page tables under nested paging. KVM does so when CR3 changes; bit 3, a hint about caches, makes
+    /// it another. Shadow page tables of KVM's outlast that: see <see cref="KvmMachine.RenewMemory"/>.
     /// </summary>
     /// <exception cref="System.ComponentModel.Win32Exception">The kernel refuses.</exception>
     public static void DropTranslations(KvmMachine machine)

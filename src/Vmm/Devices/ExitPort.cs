@@ -9,6 +9,9 @@ public sealed class ExitPort : IIoDevice
     /// <summary>The status written, or null while the guest has not asked to end.</summary>
     public byte? Status { get; private set; }
 
+    /// <summary>A guest is to be run anew.</summary>
+    internal void Reset() => Status = null;
+
     /// <inheritdoc/>
     public uint Read(ushort port, int size) => size == 4 ? uint.MaxValue : (1u << (8 * size)) - 1;
 

@@ -112,6 +112,7 @@ public sealed partial class VirtualMachine : IDisposable
         // First, since the engine may have half an instruction of the guest before to get over with.
         _engine.LoadLazyState();
         _engineFailure = null;
+        _exitPort.Reset();
         if (image.Disk is { } needed && _disk is null)
         {
             AttachDisk(needed.Create());
