@@ -16,7 +16,7 @@ public sealed class AbsentMemoryTests
     private const string Deterministic = "simulated-trap-and-emulate";
 
     /// <summary>Runs that one workload may take; of more accesses than this an even sample is faulted, and the output says so.</summary>
-    private const long MostRuns = 5000;
+    private const long MostRuns = 1200;
 
     public static TheoryData<string> Workloads => [.. WorkloadCatalog.All.Select(workload => workload.Id)];
 
